@@ -1,0 +1,76 @@
+"""The command line: `accerl COMMAND [--option VALUE ...]`.
+
+Exit codes: 0 done, 1 it failed, 2 the command or the configuration is wrong, 130 interrupted. An error is one line on
+stderr, `accerl: error: FIELD: REASON; REMEDY`.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from accerl import __version__
+from accerl.cli import attach, clone, demos, doctor, evaluate, status, stop, train
+from accerl.cli.command import Command
+from accerl.config import ConfigError, suggest
+
+COMMANDS: dict[str, Command[Any]] = {
+    module.COMMAND.name: module.COMMAND for module in (train, evaluate, demos, clone, status, attach, stop, doctor)
+}
+DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+    else:
+        warnings.simplefilter("ignore")  # other libraries' warnings say nothing that a user of this command could change
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return _dispatch(arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (ConfigError, RuntimeError, OSError) as error:
+        if debug:
+            raise
+        print(f"accerl: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return WRONG if isinstance(error, ConfigError) else FAILED
+
+
+def _dispatch(arguments: list[str]) -> int:
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        Console(highlight=False).print(_help())
+        return DONE
+    if name == "--version":
+        print(f"accerl {__version__}")
+        return DONE
+    if name not in COMMANDS:
+        raise ConfigError(f"command: unknown command {name!r}; {suggest(name, list(COMMANDS))}")
+    return COMMANDS[name](rest)
+
+
+def _help() -> Group:
+    table = Table.grid(padding=(0, 2))
+    for command in COMMANDS.values():
+        table.add_row(Text(f"  {command.name}", style="cyan"), command.summary)
+    return Group(
+        Text("usage: accerl COMMAND [--option VALUE ...]\n"),
+        Text("Asynchronous reinforcement learning of vision-language-action robot policies.\n"),
+        Text("commands", style="bold"),
+        table,
+        Text("\nEvery command takes --help, and --debug, which shows where an error came from."),
+        Text("`python -m accerl.quickstart` shows the whole path in twenty minutes on two cores."),
+    )

@@ -1,0 +1,102 @@
+"""`accerl clone`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from accerl.cli.command import Command
+from accerl.cli.evaluate import ORIGIN
+from accerl.config import CloneConfig, ConfigError, EnvConfig, PolicyConfig, Section
+from accerl.console import progress, say
+
+if TYPE_CHECKING:
+    from accerl.demos import Demonstration
+    from accerl.protocols import Policy
+
+
+class CloneOptions(Section):
+    """What is imitated, and where the policy goes."""
+
+    data: Path
+    """Folder of a data set, made by `accerl demos`."""
+    out: Path
+    """Folder for the policy."""
+    overwrite: bool = False
+    """Replace a policy that is there already."""
+    config: Path | None = None
+    """TOML or JSON file whose `policy` and `clone` sections are used."""
+    policy: PolicyConfig = PolicyConfig()
+    clone: CloneConfig = CloneConfig()
+
+
+def clone(options: CloneOptions) -> int:
+    import torch
+
+    from accerl import demos, imitation
+    from accerl.checkpoint import save_policy, write_file
+
+    if (options.out / "policy.json").exists() and not options.overwrite:
+        raise ConfigError(f"out: {options.out} holds a policy; add --overwrite or give another folder")
+    config = options.clone
+    demonstrations, env = demos.load(options.data)
+    torch.set_num_threads(config.num_threads)
+    torch.manual_seed(config.seed)
+    policy = starting_policy(options.policy, env, demonstrations)
+    size = sum(parameter.numel() for parameter in policy.policy_parameters())
+    say(f"{len(demonstrations)} demonstrations, {size / 1e6:.2f} M parameters")
+    with progress(config.updates, "updates") as advance:
+        loss = imitation.clone(
+            policy,
+            demonstrations,
+            env.chunk_length,
+            config,
+            on_update=lambda _, loss: advance(f"loss {loss:.3f}"),
+        )
+    save_policy(options.out, policy.config_dict(), policy.state_dict())
+    origin = {"env": env, "demos": options.data, "policy": options.policy, "clone": config, "loss": loss}
+    write_file(options.out / ORIGIN, json.dumps(origin, default=_jsonable, indent=1))
+    say(f"loss {loss:.3f} over the last tenth: {options.out}")
+    return 0
+
+
+def starting_policy(config: PolicyConfig, env: EnvConfig, demonstrations: Sequence[Demonstration]) -> Policy:
+    """The policy of the configured checkpoint, or else a new one that fits the environment and the instructions.
+
+    Raises:
+        ConfigError: it cannot fit the environment.
+    """
+    from accerl.checkpoint import load_policy
+    from accerl.envs import make_env
+    from accerl.policies.tiny_vla import TinyVLA, TinyVLAConfig
+
+    simulator = make_env(env)
+    spec = simulator.spec
+    simulator.close()
+    try:
+        if config.checkpoint is not None:
+            policy = load_policy(config.checkpoint)
+            policy.check_env(spec)
+            return policy
+        sizes = config.model_dump(include={"width", "num_layers", "num_heads"})
+        return TinyVLA(TinyVLAConfig.for_env(spec, [d.instruction for d in demonstrations], **sizes))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _jsonable(value: object) -> object:
+    return value.model_dump(mode="json") if isinstance(value, Section) else str(value)
+
+
+COMMAND = Command(
+    name="clone",
+    summary="Train a policy to imitate demonstrations (behaviour cloning): where reinforcement learning starts.",
+    options=CloneOptions,
+    run=clone,
+    examples=(
+        ("a small policy", "accerl clone --data data/faucets --out policies/faucets"),
+        ("stop early, so that something is left to learn", "accerl clone --data data/faucets --out p --clone.updates 200"),
+    ),
+)

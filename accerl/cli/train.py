@@ -1,0 +1,96 @@
+"""`accerl train`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accerl.cli.command import Command
+from accerl.cli.options import from_file
+from accerl.config import RunConfig
+from accerl.console import follow, say
+
+if TYPE_CHECKING:
+    from accerl.runtime.run import Run
+
+INTERRUPTED = 130
+
+
+class TrainOptions(RunConfig):
+    """A run, and how to start it."""
+
+    config: Path | None = None
+    """TOML or JSON file with any of these settings; what stands on the command line goes before it."""
+    resume: bool | str = False
+    """Go on from the newest checkpoint of a run: its name below `root`, or its folder; default: the one called `name`.
+    Its settings are kept, apart from those given here."""
+    detach: bool = False
+    """Start the run and return: it goes on without this terminal."""
+
+    def run_config(self) -> RunConfig:
+        return RunConfig(**{name: getattr(self, name) for name in RunConfig.model_fields})
+
+
+def train(options: TrainOptions) -> int:
+    from accerl.runtime.run import launch
+
+    config = options.run_config()
+    if options.detach:
+        run = launch(config, resume=bool(options.resume))
+        say(f"started {run.folder}")
+        say(f"watch it with `accerl attach {run.folder}`, end it with `accerl stop {run.folder}`")
+        return 0
+    run = launch(config, resume=bool(options.resume), owner_pid=os.getpid())
+    try:
+        state = follow(run)
+    except KeyboardInterrupt:
+        stop(run)
+        return INTERRUPTED
+    if state != "finished":
+        reason = run.status().get("reason") or "for an unknown reason"
+        raise RuntimeError(f"{run.folder}: the run {state} ({reason}); see {run.folder / 'logs'}")
+    say(f"finished: {run.folder}")
+    return 0
+
+
+def stop(run: Run) -> None:
+    """End a run of this process and say how to go on with it. A second interruption leaves at once."""
+    say(f"stopping {run.folder}: a checkpoint is written ...")
+    try:
+        run.stop()
+    except KeyboardInterrupt:
+        say(f"left {run.folder}, which ends by itself in a few seconds, now that nobody follows it")
+    else:
+        say(f"stopped; `accerl train --resume {run.folder}` goes on from {run.checkpoints()[-1].name}")
+
+
+def resumed_or_from_file(model: type[TrainOptions], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the run that is to be resumed, if one is, or else of the configuration file."""
+    fields = from_file(model, values)
+    if not (resume := values.get("resume")):
+        return fields
+    from accerl.runtime.run import attach
+
+    default = RunConfig()
+    name = resume if isinstance(resume, str) else values.get("name") or fields.get("name") or default.name
+    run = attach(name, Path(values.get("root") or fields.get("root") or default.root))
+    if "config" not in values:
+        fields = run.config.model_dump(mode="json")
+    return {**fields, "name": run.folder.name, "root": run.folder.parent}
+
+
+COMMAND = Command(
+    name="train",
+    summary="Train a policy asynchronously, in processes of its own, and show how it goes.",
+    options=TrainOptions,
+    run=train,
+    base=resumed_or_from_file,
+    examples=(
+        ("a recipe, with one thing changed", "accerl train --config recipe.toml --learner.policy-lr 1e-4"),
+        ("a small world without a simulator", "accerl train --env.suite dots --env.tasks red,blue --limits.max-wall-s 60"),
+        ("go on after an interruption", "accerl train --resume runs/run"),
+        ("train longer than was planned", "accerl train --resume runs/run --limits.max-wall-s 1200"),
+    ),
+)

@@ -1,0 +1,398 @@
+"""The configuration of a run: frozen, typed, checked before anything starts.
+
+The same object is built in Python, read from TOML (`RunConfig.load`) and changed from the command line
+(`accerl.cli`). A field's docstring is its documentation and its `--help`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=True)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot work, in one line: the field, the reason and the remedy."""
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, an unknown key is an error, and every error is one line.
+
+    Raises:
+        ConfigError: on construction, naming the field.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise ConfigError(_one_line(error, type(self))) from None
+
+
+class EnvConfig(Section):
+    """Which simulator and which of its tasks."""
+
+    suite: str = "metaworld"
+    """`metaworld`, `dots`, `gymnasium`, or `package.module:function` of your own that takes (EnvConfig, tasks)."""
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "handle-press-v3",
+        "coffee-button-v3",
+        "faucet-open-v3",
+        "faucet-close-v3",
+    )
+    """Task names of the suite; rollouts are spread over them by the task sampler."""
+    image_size: Annotated[int, Field(ge=16, le=1024)] = 64
+    """Height and width of the camera images, pixels."""
+    cameras: Annotated[tuple[str, ...], Field(min_length=1)] = ("workspace",)
+    """Camera names, in the order in which the policy sees them."""
+    chunk_length: Positive = 4
+    """Actions decided at once and executed open loop: one decision."""
+    steps_per_action: Positive = 2
+    """Environment steps for which each action is held."""
+    max_decisions: Positive = 12
+    """Decisions after which an episode is truncated."""
+    reward: Literal["success", "dense"] = "success"
+    """`success`: 1 at success, then the episode ends; `dense`: the simulator's own reward."""
+
+
+class PolicyConfig(Section):
+    """Which policy, and where it starts."""
+
+    kind: Literal["tiny_vla"] = "tiny_vla"
+    """The architecture."""
+    checkpoint: Path | None = None
+    """Folder with the weights to start from (written by `accerl clone` or by a run); none: random weights."""
+    width: Positive = 192
+    """Features a token."""
+    num_layers: Positive = 2
+    """Transformer blocks."""
+    num_heads: Positive = 4
+    """Attention heads; must divide `width`."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.num_heads:
+            raise ValueError(f"width: {self.width} is not a multiple of num_heads={self.num_heads}; use a multiple")
+        return self
+
+
+class RolloutConfig(Section):
+    """The processes that step environments."""
+
+    num_workers: Positive = 1
+    """Worker processes."""
+    slots_per_worker: Positive = 16
+    """Environments a worker keeps going; while one waits for its action, another one steps."""
+    segment_decisions: Positive = 64
+    """Most decisions in one trajectory; a longer episode is sent in several."""
+
+
+class InferenceConfig(Section):
+    """The dynamic batching of action requests."""
+
+    batch_size: Positive = 8
+    """B: a forward starts when this many requests wait; also the most it takes."""
+    max_wait_s: Annotated[float, Field(ge=0)] = 0.01
+    """T_max: age of the oldest request at which a forward starts anyway, seconds."""
+    device: str = "cpu"
+    """Torch device."""
+    num_threads: Positive = 1
+    """Torch threads on a CPU."""
+
+
+class ReplayConfig(Section):
+    """Where trajectories wait for the learner."""
+
+    num_shards: Positive = 1
+    """Processes that hold it."""
+    capacity_decisions: Positive = 4096
+    """Decisions kept over all shards; when full, the oldest used ones go, and an unused one is waited for."""
+    max_reuse: Positive = 8
+    """Times that a decision may be trained on."""
+    min_decisions: Positive = 512
+    """Decisions that must have arrived before training starts."""
+
+
+class TaskConfig(Section):
+    """Dynamic weighted resampling of tasks (paper eq. 11)."""
+
+    window: Positive = 100
+    """W: episodes of a task over which its failures are counted."""
+    epsilon: PositiveFloat = 1.0
+    """Added to each count, so that no task is ever left out; large: uniform."""
+
+
+class ObjectiveConfig(Section):
+    """What the learner minimises (paper eq. 4-10)."""
+
+    kind: Literal["gipo", "ppo"] = "gipo"
+    """`gipo`: Gaussian trust weights; `ppo`: the clipped surrogate."""
+    sigma: PositiveFloat = 0.2
+    """Width of GIPO's trust weight in log-ratio; inf: plain importance sampling."""
+    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """PPO's clip range."""
+    discount: Fraction = 0.97
+    """gamma, a decision."""
+    trace: Fraction = 0.9
+    """lambda of generalised advantage estimation."""
+    time_limit: Literal["bootstrap", "failure"] = "bootstrap"
+    """An episode cut by `env.max_decisions`: its value goes on (the paper), or ends there like a failure, for which the
+    critic must know the time, as the value head does."""
+    normalize_advantages: bool = True
+    """Global advantage normalisation (eq. 5-7)."""
+    negative_scale: Fraction = 1.0
+    """Multiplies negative normalised advantages; 1 is the paper."""
+    behaviour_kl: Annotated[float, Field(ge=0)] = 0.0
+    """c_kl: coefficient of KL(mu || pi), which holds the policy near those that made the data."""
+    value_coefficient: Annotated[float, Field(ge=0)] = 0.5
+    """c_v."""
+    entropy_coefficient: Annotated[float, Field(ge=0)] = 0.0
+    """c_e."""
+    value_loss: Literal["mse", "bce"] = "mse"
+    """`bce` treats the value as a probability: rewards must sum to at most 1, as `env.reward = "success"` does."""
+
+
+class LearnerConfig(Section):
+    """The training process."""
+
+    batch_decisions: Positive = 512
+    """Decisions in an optimizer step (a global batch), at least."""
+    micro_batch_decisions: Positive = 1024
+    """Most decisions in one forward and backward; more are accumulated."""
+    policy_lr: PositiveFloat = 3e-4
+    """Learning rate of everything but the value head."""
+    value_lr: PositiveFloat = 1e-3
+    """Learning rate of the value head."""
+    warmup_updates: NonNegative = 15
+    """Updates over which the policy's learning rate rises from 0."""
+    value_warmup_updates: NonNegative = 20
+    """First updates, which train the value head only."""
+    final_lr_fraction: Fraction = 0.1
+    """The learning rates fall to this share along a cosine over the run's budget (`limits`)."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    """AdamW's."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradient norm above which the gradient is scaled down."""
+    recompute: Literal["prefetch", "fused", "off"] = "fused"
+    """Values for the advantages: a pass of their own, from the training forward itself, or those of the rollout."""
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay an update of the averaged weights that are evaluated and kept as `policy`; 0: the newest weights."""
+    publish_every: Positive = 1
+    """Updates between two weight publications."""
+    prefetch: Positive = 2
+    """Batches made ahead of the learner."""
+    checkpoint_every_s: PositiveFloat = 60.0
+    """Seconds between checkpoints."""
+    keep_checkpoints: Positive = 2
+    """Newest checkpoints that are kept."""
+    device: str = "cpu"
+    """Torch device."""
+    num_threads: Positive = 1
+    """Torch threads on a CPU."""
+
+
+class DemosConfig(Section):
+    """Recording a scripted expert."""
+
+    episodes_per_task: Positive = 25
+    """Successful episodes kept of each task."""
+    speed: PositiveFloat = 0.7
+    """Factor on the expert's actions; below 1 gives slow demonstrations, which leave something to learn."""
+    noise: Annotated[float, Field(ge=0)] = 0.3
+    """Standard deviation of the Gaussian noise on each action."""
+    episodes_per_shard: Positive = 50
+    """Episodes in one file."""
+    seed: NonNegative = 1000
+    """Of the environments and of the noise."""
+
+
+class CloneConfig(Section):
+    """Behaviour cloning."""
+
+    updates: Positive = 400
+    """Optimizer steps."""
+    batch_size: Positive = 64
+    """Observations in a step."""
+    lr: PositiveFloat = 5e-4
+    """Peak of the one-cycle learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """AdamW's."""
+    shift_pixels: NonNegative = 3
+    """Images are moved by up to this many pixels, each at random."""
+    num_threads: Positive = 2
+    """Torch threads on a CPU."""
+    seed: NonNegative = 0
+    """Of the weights and the batches."""
+
+
+class LimitsConfig(Section):
+    """When a run ends; the first limit that is reached ends it, and the learning rate's cosine follows the nearest."""
+
+    max_decisions: Positive | None = None
+    """Decisions collected."""
+    max_updates: Positive | None = None
+    """Optimizer steps."""
+    max_wall_s: PositiveFloat | None = None
+    """Seconds of training, over all resumptions."""
+
+
+class ClusterConfig(Section):
+    """The Ray cluster."""
+
+    address: str | None = None
+    """Of a running cluster, `host:port`; none: one is started on this machine for the run."""
+    object_store_mb: Annotated[int, Field(ge=80)] = 200
+    """Ray's shared memory, when a cluster is started here."""
+
+
+class RunConfig(Section):
+    """One training run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """Folder of the run below `root`."""
+    root: Path = Path("runs")
+    """Folder that holds the runs."""
+    seed: NonNegative = 0
+    """Of weights, environments, sampling and batches."""
+    env: EnvConfig = EnvConfig()
+    policy: PolicyConfig = PolicyConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    inference: InferenceConfig = InferenceConfig()
+    replay: ReplayConfig = ReplayConfig()
+    tasks: TaskConfig = TaskConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    learner: LearnerConfig = LearnerConfig()
+    limits: LimitsConfig = LimitsConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    demos: DemosConfig = DemosConfig()
+    """Of `accerl demos`; here, so that one file holds a whole recipe. Training does not read it."""
+    clone: CloneConfig = CloneConfig()
+    """Of `accerl clone`, likewise."""
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.name
+
+    @property
+    def num_slots(self) -> int:
+        """Environments over all workers."""
+        return self.rollout.num_workers * self.rollout.slots_per_worker
+
+    @classmethod
+    def load(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+        """Read a `.toml` or `.json` file and lay `overrides` (dotted names to values) over it.
+
+        Raises:
+            ConfigError: the file is missing or unreadable, or its content does not fit.
+        """
+        return cls(**merge(read_file(path), overrides or {}))
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> Self:
+        for wrong, message in self._conflicts():
+            if wrong:
+                raise ValueError(message)
+        return self
+
+    def _conflicts(self) -> list[tuple[bool, str]]:
+        replay, learner, objective, limits = self.replay, self.learner, self.objective, self.limits
+        return [
+            (
+                objective.value_loss == "bce" and self.env.reward == "dense",
+                "objective.value_loss: 'bce' needs returns in [0, 1], which env.reward='dense' does not give; use 'mse'",
+            ),
+            (
+                self.inference.batch_size > self.num_slots,
+                f"inference.batch_size: {self.inference.batch_size} can never fill from rollout.num_workers * "
+                f"rollout.slots_per_worker = {self.num_slots} slots; use at most that",
+            ),
+            (
+                replay.min_decisions > replay.capacity_decisions,
+                f"replay.min_decisions: {replay.min_decisions} is above replay.capacity_decisions="
+                f"{replay.capacity_decisions}, so training would never start; lower it",
+            ),
+            (
+                learner.batch_decisions > replay.capacity_decisions,
+                f"learner.batch_decisions: {learner.batch_decisions} is above replay.capacity_decisions="
+                f"{replay.capacity_decisions}, so no batch could be made; raise the capacity",
+            ),
+            (
+                limits.max_decisions is not None and limits.max_decisions < replay.min_decisions,
+                f"limits.max_decisions: {limits.max_decisions} ends the run before replay.min_decisions="
+                f"{replay.min_decisions} lets training start; raise it",
+            ),
+            (
+                limits.max_updates is not None and limits.max_updates <= learner.value_warmup_updates,
+                f"limits.max_updates: {limits.max_updates} ends the run inside learner.value_warmup_updates="
+                f"{learner.value_warmup_updates}, so the policy would never train; raise it",
+            ),
+        ]
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The content of a `.toml` or `.json` configuration file.
+
+    Raises:
+        ConfigError: it is missing, of another kind, or not well-formed.
+    """
+    if path.suffix not in (".toml", ".json"):
+        raise ConfigError(f"config: {path} is neither .toml nor .json")
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(f"config: cannot read {path} ({error.strerror})") from None
+    try:
+        return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"config: {path} is not valid {path.suffix[1:].upper()} ({error})") from None
+
+
+def merge(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`fields` with each dotted name of `overrides` set in a copy."""
+    merged: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in fields.items()}
+    for name, value in overrides.items():
+        *sections, last = name.split(".")
+        target = merged
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"{name}: {section} is not a section")
+        target[last] = value
+    return merged
+
+
+def suggest(word: str, known: list[str]) -> str:
+    """` did you mean 'x'?`, or the known words if none is near."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+
+
+def _one_line(error: ValidationError, model: type[BaseModel]) -> str:
+    first, *others = error.errors()
+    path = ".".join(str(part) for part in first["loc"])
+    cause = first.get("ctx", {}).get("error")
+    if first["type"] == "extra_forbidden":
+        text = f"{path}: unknown key; {suggest(str(first['loc'][-1]), list(model.model_fields))}"
+    elif isinstance(cause, ConfigError):
+        text = f"{path}.{cause}"
+    elif isinstance(cause, ValueError):
+        text = f"{path}: {cause}" if path else str(cause)
+    elif first["type"] == "missing":
+        text = f"{path}: is required; give one"
+    else:
+        text = f"{path}: {first['msg'][0].lower()}{first['msg'][1:]} (got {first['input']!r})"
+    return text + (f" (and {len(others)} more)" if others else "")

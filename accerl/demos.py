@@ -1,0 +1,148 @@
+"""Demonstrations: recorded from a scripted expert, kept as safetensors shards beside a `dataset.json`.
+
+An episode is recorded action by action, so that a chunk can start at any of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from safetensors.numpy import load_file, save_file
+
+from accerl.config import ConfigError, DemosConfig, EnvConfig
+from accerl.protocols import Env, Expert
+from accerl.rollout import derive_seed
+from accerl.types import Array
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstration:
+    """A successful episode."""
+
+    task: str
+    instruction: str
+    images: UInt8[Array, "time camera height width 3"]
+    proprio: Float32[Array, "time proprio"]
+    action: Float32[Array, "time action"]
+    """Taken after the observation of the same index; in [-1, 1]."""
+
+
+def single_action(config: EnvConfig) -> EnvConfig:
+    """The same environment with one action a decision and as many environment steps an episode."""
+    return config.model_copy(update={"chunk_length": 1, "max_decisions": config.max_decisions * config.chunk_length})
+
+
+def record(
+    env: Env, expert: Expert, config: DemosConfig, on_episode: Callable[[str, bool], None] | None = None
+) -> list[Demonstration]:
+    """`episodes_per_task` successes of each task of `env`, which takes single actions.
+
+    Raises:
+        RuntimeError: the expert failed five times as often as it had to succeed.
+    """
+    demonstrations = []
+    for index, task in enumerate(env.spec.tasks):
+        kept = tried = 0
+        while kept < config.episodes_per_task:
+            if tried == 6 * config.episodes_per_task:
+                raise RuntimeError(
+                    f"demos.speed, demos.noise: the expert solved {task} in {kept} of {tried} episodes; "
+                    f"raise the speed, lower the noise or raise env.max_decisions"
+                )
+            demonstration = _play(env, expert, task, derive_seed(config.seed, index, tried))
+            tried += 1
+            kept += demonstration is not None
+            if demonstration is not None:
+                demonstrations.append(demonstration)
+            if on_episode is not None:
+                on_episode(task, demonstration is not None)
+    return demonstrations
+
+
+def save(folder: Path, demonstrations: Sequence[Demonstration], env: EnvConfig, config: DemosConfig) -> None:
+    """Write shards and, last, `dataset.json`, which makes the folder a data set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "dataset.json").unlink(missing_ok=True)
+    shards = []
+    for first in range(0, len(demonstrations), config.episodes_per_shard):
+        part = demonstrations[first : first + config.episodes_per_shard]
+        name = f"shard-{len(shards):05d}.safetensors"
+        save_file(
+            {
+                "images": np.concatenate([episode.images for episode in part]),
+                "proprio": np.concatenate([episode.proprio for episode in part]),
+                "action": np.concatenate([episode.action for episode in part]),
+            },
+            folder / name,
+        )
+        episodes = [{"task": e.task, "instruction": e.instruction, "length": len(e.action)} for e in part]
+        shards.append({"file": name, "episodes": episodes})
+    content = {
+        "format": FORMAT,
+        "env": env.model_dump(mode="json"),
+        "demos": config.model_dump(mode="json"),
+        "shards": shards,
+    }
+    (folder / "dataset.json").write_text(json.dumps(content, indent=1))
+
+
+def load(folder: Path) -> tuple[list[Demonstration], EnvConfig]:
+    """The demonstrations of a folder and the environment they were recorded in.
+
+    Raises:
+        ConfigError: the folder holds no complete data set of a known format.
+    """
+    index = folder / "dataset.json"
+    if not index.exists():
+        raise ConfigError(f"data: {folder} holds no dataset.json; record one with `accerl demos --out {folder}`")
+    content = json.loads(index.read_text())
+    if content.get("format") != FORMAT:
+        raise ConfigError(f"data: {folder} has format {content.get('format')}, this version reads {FORMAT}")
+    demonstrations = []
+    for shard in content["shards"]:
+        arrays = load_file(folder / shard["file"])
+        first = 0
+        for episode in shard["episodes"]:
+            rows = slice(first, first + episode["length"])
+            first = rows.stop
+            demonstrations.append(
+                Demonstration(
+                    task=episode["task"],
+                    instruction=episode["instruction"],
+                    images=arrays["images"][rows],
+                    proprio=arrays["proprio"][rows],
+                    action=arrays["action"][rows],
+                )
+            )
+    return demonstrations, EnvConfig(**content["env"])
+
+
+def _play(env: Env, expert: Expert, task: str, seed: int) -> Demonstration | None:
+    observation, _ = env.reset(seed=seed % 2**31, options={"task": task})
+    instruction = observation["instruction"]
+    images, proprio, actions = [], [], []
+    while True:
+        action = expert(env).astype(np.float32)
+        images.append(observation["images"])
+        proprio.append(observation["proprio"])
+        actions.append(action)
+        result = env.step_chunk(action[None])
+        observation = result.observation
+        if result.terminal or result.truncated:
+            break
+    if not result.success:
+        return None
+    return Demonstration(
+        task=task,
+        instruction=instruction,
+        images=np.stack(images),
+        proprio=np.stack(proprio),
+        action=np.stack(actions),
+    )

@@ -1,0 +1,94 @@
+"""Simulators behind the `Env` protocol. Importing this package imports none of them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from accerl.config import ConfigError, EnvConfig, suggest
+from accerl.protocols import Env, Expert
+
+__all__ = ["SUITES", "check_tasks", "make_env", "make_expert"]
+
+SUITES = ("metaworld", "dots", "gymnasium")
+"""Besides these, a suite is `package.module:function`, called with (EnvConfig, tasks)."""
+
+
+def make_env(config: EnvConfig, tasks: tuple[str, ...] | None = None) -> Env:
+    """The environment of `config`, for `tasks` only if they are given.
+
+    Raises:
+        ConfigError: an unknown suite, task or camera.
+        RenderingError: there is no OpenGL, which Meta-World needs.
+    """
+    tasks = tasks or config.tasks
+    check_tasks(config, tasks)
+    match config.suite:
+        case "metaworld":
+            from accerl.envs.metaworld import MetaWorld
+
+            return MetaWorld(config, tasks)
+        case "dots":
+            from accerl.envs.dots import Dots
+
+            return Dots(config, tasks)
+        case "gymnasium":
+            from accerl.envs import gymnasium
+
+            return gymnasium.make(config, tasks)
+        case _:
+            return _function_of(config.suite)(config, tasks)
+
+
+def check_tasks(config: EnvConfig, tasks: tuple[str, ...] | None = None) -> None:
+    """Find unknown suites, tasks and cameras without making anything; a suite of your own can check its tasks itself.
+
+    Raises:
+        ConfigError: naming the field.
+    """
+    tasks = tasks or config.tasks
+    match config.suite:
+        case "metaworld":
+            from accerl.envs import metaworld_tasks as suite
+        case "dots":
+            from accerl.envs import dots as suite
+        case "gymnasium":
+            from accerl.envs import gymnasium as suite
+        case _:
+            _function_of(config.suite)
+            return
+    suite.check(tasks, config.cameras)
+
+
+def make_expert(config: EnvConfig, env: Env, *, speed: float = 1.0, noise: float = 0.0, seed: int = 0) -> Expert:
+    """The scripted demonstrator of `env`, slowed by `speed` and disturbed by `noise` (see `ScriptedExpert`).
+
+    Raises:
+        ConfigError: the suite has none.
+    """
+    from accerl.envs import experts
+
+    match config.suite:
+        case "metaworld":
+            controller = experts.metaworld_controller
+        case "dots":
+            controller = experts.dots_controller
+        case _:
+            raise ConfigError(f"env.suite: {config.suite!r} has no scripted expert; use 'metaworld' or 'dots'")
+    return experts.ScriptedExpert(controller, speed=speed, noise=noise, seed=seed)
+
+
+def _function_of(suite: str) -> Callable[[EnvConfig, tuple[str, ...]], Any]:
+    module_name, colon, name = suite.partition(":")
+    if not colon:
+        hint = suggest(suite, list(SUITES))
+        raise ConfigError(f"env.suite: unknown suite {suite!r}; {hint} (or 'package.module:function' of your own)")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"env.suite: cannot import {module_name!r} ({error}); is it on sys.path?") from None
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ConfigError(f"env.suite: {module_name!r} has no function {name!r}; define one of (EnvConfig, tasks)")
+    return function

@@ -1,0 +1,178 @@
+"""Pictures of MuJoCo models without a screen: which OpenGL works here, and cheap views."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import subprocess
+import sys
+import threading
+from typing import Any, NamedTuple
+
+import numpy as np
+
+INSTALL = {
+    "egl": "apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri libgl1",
+    "osmesa": "apt-get install -y libosmesa6",
+}
+"""Backend to the command that installs its system libraries; in order of preference."""
+
+_CHECKED = "ACCERL_GL_CHECKED"
+"""Environment variable that tells child processes that MUJOCO_GL has been tried."""
+
+_TRIAL = """
+import time, mujoco
+model = mujoco.MjModel.from_xml_string(
+    '<mujoco><visual><quality offsamples="0" shadowsize="0"/></visual>'
+    '<worldbody><light pos="0 0 2"/><geom type="sphere" size=".3"/></worldbody></mujoco>')
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+with mujoco.Renderer(model, 64, 64) as renderer:
+    renderer.update_scene(data)
+    assert renderer.render().any(), "the picture is black"
+    start = time.perf_counter()
+    for _ in range(20):
+        renderer.render()
+    print(20 / (time.perf_counter() - start))
+"""
+
+
+class RenderingError(RuntimeError):
+    """No OpenGL backend can draw; the message gives the command that mends it."""
+
+
+class Trial(NamedTuple):
+    """Whether a backend draws."""
+
+    ok: bool
+    detail: str
+    """The error, or an empty string."""
+    frames_per_s: float
+    """Of one sphere at 64 x 64 pixels."""
+
+
+def choose_backend() -> str:
+    """The OpenGL backend: MUJOCO_GL if it is set, else the first of `INSTALL` that draws a picture.
+
+    It is tried once; this process and its children find the answer in MUJOCO_GL.
+
+    Raises:
+        RenderingError: none draws.
+    """
+    os.environ.update(_software_renderer())
+    wanted = os.environ.get("MUJOCO_GL")
+    if wanted and os.environ.get(_CHECKED) == wanted:
+        return wanted
+    failures = []
+    for backend in [wanted] if wanted else INSTALL:
+        trial = try_backend(backend)
+        if trial.ok:
+            os.environ["MUJOCO_GL"] = os.environ[_CHECKED] = backend
+            return backend
+        failures.append(f"{backend}: {trial.detail}")
+    remedies = [f"run `{INSTALL[backend]}`" for backend in [wanted or "egl"] if backend in INSTALL]
+    remedy = " or ".join([*remedies, "unset MUJOCO_GL"] if wanted else remedies)
+    raise RenderingError(f"MuJoCo cannot draw without a screen ({'; '.join(failures)}); {remedy}")
+
+
+def probe() -> dict[str, Trial]:
+    """Every backend tried."""
+    return {backend: try_backend(backend) for backend in INSTALL}
+
+
+def try_backend(backend: str) -> Trial:
+    """Draw a sphere in a child process, because a failed OpenGL import cannot be undone in this one."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYOPENGL_PLATFORM"}
+    try:
+        trial = subprocess.run(
+            [sys.executable, "-c", _TRIAL],
+            env={**environment, **_software_renderer(), "MUJOCO_GL": backend},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    except subprocess.TimeoutExpired:
+        return Trial(False, "no picture within 60 s", 0.0)
+    if trial.returncode != 0:
+        lines = trial.stderr.strip().splitlines() or [f"exit status {trial.returncode}"]
+        errors = [line for line in lines if "Error" in line and not line.startswith(" ")]
+        return Trial(False, [*lines, *errors][-1], 0.0)
+    return Trial(True, "", float(trial.stdout.split()[-1]))
+
+
+def _software_renderer() -> dict[str, str]:
+    """No threads, unless the user wants some: small images are drawn faster without."""
+    return {"LP_NUM_THREADS": os.environ.get("LP_NUM_THREADS", "0")}
+
+
+class View:
+    """Square pictures of a MuJoCo model without shadows, reflections, haze or sky, which cost most of the time.
+
+    Belongs to the thread that made it, as its GL context does.
+
+    Args:
+        samples: of multisampling; 0 for images that a policy sees.
+        groups: geometry groups that are drawn.
+        sites: whether MuJoCo's sites, marks without a body, are drawn.
+    """
+
+    def __init__(self, model: Any, size: int, *, samples: int, groups: tuple[int, ...], sites: bool) -> None:
+        import mujoco
+
+        model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
+        model.vis.global_.offheight = max(model.vis.global_.offheight, size)
+        model.vis.quality.offsamples = samples
+        model.vis.quality.shadowsize = 0
+        self._mujoco = mujoco
+        self._model = model
+        self._gl = _gl_context()
+        self._gl.make_current()
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        self._scene = mujoco.MjvScene(model, maxgeom=2000)
+        flags = mujoco.mjtRndFlag
+        for flag in (flags.mjRND_SHADOW, flags.mjRND_REFLECTION, flags.mjRND_HAZE, flags.mjRND_SKYBOX):
+            self._scene.flags[flag] = False
+        self._option = mujoco.MjvOption()
+        self._option.geomgroup[:] = [group in groups for group in range(len(self._option.geomgroup))]
+        if not sites:
+            self._option.sitegroup[:] = 0
+        self._rect = mujoco.MjrRect(0, 0, size, size)
+        _open_views.add(self)
+
+    def render(self, data: Any, camera: Any) -> np.ndarray:
+        """What `camera` (an MjvCamera) sees, uint8 [size, size, 3]."""
+        mujoco = self._mujoco
+        self._gl.make_current()
+        category = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(self._model, data, self._option, None, camera, category, self._scene)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        mujoco.mjr_render(self._rect, self._scene, self._context)
+        image = np.empty((self._rect.height, self._rect.width, 3), np.uint8)
+        mujoco.mjr_readPixels(image, None, self._rect, self._context)
+        return image[::-1].copy()  # OpenGL's first row is the lowest
+
+    def close(self) -> None:
+        self._gl.make_current()
+        self._context.free()
+        _open_views.discard(self)
+
+
+_open_views: set[View] = set()
+"""Kept from the garbage collector, which would free a view while another context is current and break that one's."""
+
+_thread = threading.local()
+
+
+def _gl_context() -> Any:
+    """This thread's GL context: one for all its views, because switching between contexts is slow."""
+    if not hasattr(_thread, "gl"):
+        backend = choose_backend()
+        if backend == "egl":
+            from mujoco.egl import GLContext
+        elif backend == "osmesa":
+            from mujoco.osmesa import GLContext
+        else:
+            from mujoco import GLContext
+        _thread.gl = GLContext(64, 64)  # MuJoCo draws into a buffer of its own
+        atexit.register(_thread.gl.free)
+    return _thread.gl

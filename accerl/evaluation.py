@@ -1,0 +1,138 @@
+"""Success rates of a policy, with their intervals, on episodes that depend on nothing but their seeds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accerl.config import RolloutConfig
+from accerl.inference import LocalClient, PolicyServer
+from accerl.protocols import Env
+from accerl.rollout import RolloutWorker, derive_seed
+from accerl.types import Episode, EpisodePlan, Trajectory
+
+Z_95 = 1.959963984540054
+
+
+@dataclass(frozen=True, slots=True)
+class SuccessRate:
+    """Successes among episodes, with Wilson's 95 % interval."""
+
+    successes: int
+    episodes: int
+
+    @property
+    def rate(self) -> float:
+        """nan when nothing was counted."""
+        return self.successes / self.episodes if self.episodes else float("nan")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's score interval; (0, 1) when nothing was counted."""
+        n = self.episodes
+        if not n:
+            return 0.0, 1.0
+        centre = (self.successes + Z_95**2 / 2) / (n + Z_95**2)
+        half = Z_95 / (n + Z_95**2) * (self.successes * (n - self.successes) / n + Z_95**2 / 4) ** 0.5
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.rate:.2f} [{low:.2f}, {high:.2f}]"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"rate": self.rate, "interval": list(self.interval), "episodes": self.episodes}
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationReport:
+    """The episodes of one evaluation and what they add up to."""
+
+    episodes: tuple[Episode, ...]
+
+    @property
+    def success(self) -> SuccessRate:
+        return count(self.episodes)
+
+    @property
+    def by_task(self) -> dict[str, SuccessRate]:
+        tasks = sorted({episode.task for episode in self.episodes})
+        return {task: count([e for e in self.episodes if e.task == task]) for task in tasks}
+
+
+def count(episodes: Sequence[Episode]) -> SuccessRate:
+    return SuccessRate(sum(episode.success for episode in episodes), len(episodes))
+
+
+def plan_episodes(tasks: Sequence[str], episodes_per_task: int, seed: int, greedy: bool) -> list[EpisodePlan]:
+    """The same number of episodes of each task, with seeds that no training run uses."""
+    return [
+        EpisodePlan(task=task, seed=derive_seed(EVALUATION, seed, index, episode), greedy=greedy)
+        for episode in range(episodes_per_task)
+        for index, task in enumerate(tasks)
+    ]
+
+
+def shuffle_instructions(plans: Sequence[EpisodePlan], instructions: dict[str, str]) -> list[EpisodePlan]:
+    """Each episode with the instruction of another task, each other task in turn.
+
+    Raises:
+        ValueError: there is only one instruction.
+    """
+    if len(set(instructions.values())) < 2:
+        raise ValueError("env.tasks: shuffling instructions needs tasks with different instructions")
+    shuffled = []
+    for index, plan in enumerate(plans):
+        others = [text for text in instructions.values() if text != instructions[plan.task]]
+        wrong = others[index // len(instructions) % len(others)]
+        shuffled.append(EpisodePlan(task=plan.task, seed=plan.seed, greedy=plan.greedy, instruction=wrong))
+    return shuffled
+
+
+def evaluate(
+    server: PolicyServer,
+    make_env: Callable[[], Env],
+    plans: Sequence[EpisodePlan],
+    num_slots: int = 16,
+    on_episode: Callable[[Episode], None] | None = None,
+) -> EvaluationReport:
+    """Play the planned episodes in this thread, `num_slots` at a time."""
+    tasks = _Plans(iter(plans), on_episode)
+    worker = RolloutWorker(
+        name="evaluation",
+        make_env=make_env,
+        config=RolloutConfig(slots_per_worker=min(num_slots, max(1, len(plans)))),
+        client=LocalClient(server),
+        sink=_Nowhere(),
+        tasks=tasks,
+        seed=0,
+    )
+    asyncio.run(worker.run())
+    return EvaluationReport(tuple(tasks.episodes))
+
+
+EVALUATION = int.from_bytes(b"eval", "big")
+"""First key of every evaluation seed."""
+
+
+class _Plans:
+    def __init__(self, plans: Iterator[EpisodePlan], on_episode: Callable[[Episode], None] | None):
+        self.episodes: list[Episode] = []
+        self._plans = plans
+        self._on_episode = on_episode
+
+    async def next_episode(self) -> EpisodePlan | None:
+        return next(self._plans, None)
+
+    async def report(self, episode: Episode) -> None:
+        self.episodes.append(episode)
+        if self._on_episode is not None:
+            self._on_episode(episode)
+
+
+class _Nowhere:
+    async def put(self, trajectory: Trajectory) -> None:
+        pass
+

@@ -1,0 +1,103 @@
+"""Behaviour cloning: the start of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import UInt8
+from torch import Tensor
+
+from accerl.config import CloneConfig
+from accerl.demos import Demonstration
+from accerl.protocols import Policy
+from accerl.types import ObservationBatch
+
+
+class ChunkDataset:
+    """Every action of every demonstration as the start of a chunk; actions past the end are masked."""
+
+    def __init__(self, demonstrations: Sequence[Demonstration], chunk_length: int):
+        self._images = torch.from_numpy(np.concatenate([d.images for d in demonstrations]))
+        self._proprio = torch.from_numpy(np.concatenate([d.proprio for d in demonstrations]))
+        self._instructions = [d.instruction for d in demonstrations for _ in range(len(d.action))]
+        padding = chunk_length - 1
+        chunks, masks, steps = [], [], []
+        for demonstration in demonstrations:
+            length = len(demonstration.action)
+            padded = np.concatenate([demonstration.action, np.repeat(demonstration.action[-1:], padding, axis=0)])
+            chunks.append(np.lib.stride_tricks.sliding_window_view(padded, chunk_length, axis=0).transpose(0, 2, 1))
+            masks.append(np.arange(length)[:, None] + np.arange(chunk_length) < length)
+            steps.append(np.arange(length) // chunk_length)
+        self._actions = torch.from_numpy(np.concatenate(chunks))
+        self._mask = torch.from_numpy(np.concatenate(masks))
+        self._steps = torch.from_numpy(np.concatenate(steps))
+
+    def __len__(self) -> int:
+        return len(self._instructions)
+
+    def rows(self, index: Tensor) -> tuple[ObservationBatch, Tensor, Tensor]:
+        """Observations, actions [row, chunk, action] and mask [row, chunk]."""
+        observations = ObservationBatch(
+            images=self._images[index],
+            proprio=self._proprio[index],
+            instructions=[self._instructions[i] for i in index.tolist()],
+            episode_step=self._steps[index],
+        )
+        return observations, self._actions[index], self._mask[index]
+
+
+def clone(
+    policy: Policy,
+    demonstrations: Sequence[Demonstration],
+    chunk_length: int,
+    config: CloneConfig,
+    on_update: Callable[[int, float], None] | None = None,
+) -> float:
+    """Train `policy` in place to predict the demonstrated actions; returns the mean loss of the last tenth."""
+    dataset = ChunkDataset(demonstrations, chunk_length)
+    generator = torch.Generator().manual_seed(config.seed)
+    parameters = list(policy.policy_parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.updates, pct_start=0.1)
+    policy.train()
+    losses = []
+    for update in range(config.updates):
+        index = torch.randint(len(dataset), (config.batch_size,), generator=generator)
+        observations, actions, mask = dataset.rows(index)
+        images = random_shift(observations.images, config.shift_pixels, generator)
+        loss = policy.imitation_loss(
+            ObservationBatch(
+                images=images,
+                proprio=observations.proprio,
+                instructions=observations.instructions,
+                episode_step=observations.episode_step,
+            ),
+            actions,
+            mask,
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0, error_if_nonfinite=True)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        if on_update is not None:
+            on_update(update + 1, losses[-1])
+    return float(np.mean(losses[-max(1, config.updates // 10) :]))
+
+
+def random_shift(
+    images: UInt8[Tensor, "batch camera height width 3"], pixels: int, generator: torch.Generator
+) -> UInt8[Tensor, "batch camera height width 3"]:
+    """Each row moved by up to `pixels` in both directions, all its cameras alike; the border is repeated."""
+    if not pixels:
+        return images
+    batch, cameras, height, width, _ = images.shape
+    flat = images.permute(0, 1, 4, 2, 3).reshape(batch, cameras * 3, height, width)
+    padded = F.pad(flat.float(), (pixels,) * 4, mode="replicate").to(torch.uint8)
+    moves = torch.randint(2 * pixels + 1, (batch, 2), generator=generator).tolist()
+    moved = torch.stack([row[:, y : y + height, x : x + width] for row, (y, x) in zip(padded, moves, strict=True)])
+    return moved.view(batch, cameras, 3, height, width).permute(0, 1, 3, 4, 2).contiguous()

@@ -1,0 +1,170 @@
+"""What a run reports: counters and rolling rates, as lines of `metrics.jsonl` and TensorBoard scalars."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from accerl.evaluation import SuccessRate
+from accerl.types import Episode
+
+WINDOW = 100
+"""Episodes of each task over which success is reported."""
+
+
+class RunMetrics:
+    """Counts what the roles report; `line` sums it up since the line before.
+
+    Counters go on over a resumption: `state_dict` holds them.
+    """
+
+    def __init__(self, tasks: Sequence[str]):
+        self.decisions = 0
+        self.env_steps = 0
+        self.episodes = 0
+        self.trained_decisions = 0
+        self.wall_s = 0.0
+        self._outcomes: dict[str, deque[bool]] = {task: deque(maxlen=WINDOW) for task in tasks}
+        self._returns: deque[float] = deque(maxlen=WINDOW)
+        self._updates: list[Mapping[str, float]] = []
+        self._lag_sum = self._lag_max = 0.0
+        self._started = self._last_time = time.monotonic()
+        self._before = (0, 0, 0)
+
+    def start_clock(self) -> None:
+        """Training begins now."""
+        self._started = self._last_time = time.monotonic() - self.wall_s
+        self._last_time = time.monotonic()
+        self._before = (self.decisions, self.env_steps, self.trained_decisions)
+
+    def tick(self) -> float:
+        """Training seconds so far, over all resumptions."""
+        self.wall_s = time.monotonic() - self._started
+        return self.wall_s
+
+    def add_episode(self, episode: Episode) -> None:
+        self.episodes += 1
+        self.decisions += episode.num_decisions
+        self.env_steps += episode.num_env_steps
+        self._outcomes[episode.task].append(episode.success)
+        self._returns.append(episode.episode_return)
+
+    def add_update(self, update: Mapping[str, float]) -> None:
+        size = update["batch_decisions"]
+        self.trained_decisions += int(size)
+        self._lag_sum += update["policy_lag_mean"] * size
+        self._lag_max = max(self._lag_max, update["policy_lag_max"])
+        self._updates.append(update)
+
+    def line(self) -> dict[str, Any]:
+        """The present state; rates and learner metrics are means since the last call."""
+        now = time.monotonic()
+        elapsed = max(now - self._last_time, 1e-9)
+        counts = (self.decisions, self.env_steps, self.trained_decisions)
+        rates = [(new - old) / elapsed for new, old in zip(counts, self._before, strict=True)]
+        self._last_time, self._before = now, counts
+        learner = {
+            name: float(np.mean([update[name] for update in self._updates if name in update]))
+            for name in {name for update in self._updates for name in update}
+        }
+        self._updates.clear()
+        rolling = {task: SuccessRate(sum(outcomes), len(outcomes)) for task, outcomes in self._outcomes.items()}
+        pooled = SuccessRate(sum(r.successes for r in rolling.values()), sum(r.episodes for r in rolling.values()))
+        known = [rate.rate for rate in rolling.values() if rate.episodes]
+        low, high = pooled.interval
+        return {
+            **learner,
+            "time": time.time(),
+            "wall_s": self.tick(),
+            "decisions": self.decisions,
+            "env_steps": self.env_steps,
+            "episodes": self.episodes,
+            "trained_decisions": self.trained_decisions,
+            "success": float(np.mean(known)) if known else None,
+            "success_low": low,
+            "success_high": high,
+            "success_by_task": {task: rate.rate for task, rate in rolling.items() if rate.episodes},
+            "return_mean": float(np.mean(self._returns)) if self._returns else None,
+            "decisions_per_s": rates[0],
+            "env_steps_per_s": rates[1],
+            "trained_decisions_per_s": rates[2],
+            "run_policy_lag_mean": self._lag_sum / max(1, self.trained_decisions),
+            "run_policy_lag_max": self._lag_max,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-compatible."""
+        return {
+            "decisions": self.decisions,
+            "env_steps": self.env_steps,
+            "episodes": self.episodes,
+            "trained_decisions": self.trained_decisions,
+            "wall_s": self.wall_s,
+            "lag_sum": self._lag_sum,
+            "lag_max": self._lag_max,
+            "outcomes": {task: list(map(int, outcomes)) for task, outcomes in self._outcomes.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.decisions, self.env_steps = state["decisions"], state["env_steps"]
+        self.episodes, self.trained_decisions = state["episodes"], state["trained_decisions"]
+        self.wall_s, self._lag_sum, self._lag_max = state["wall_s"], state["lag_sum"], state["lag_max"]
+        for task, outcomes in state["outcomes"].items():
+            if task in self._outcomes:
+                self._outcomes[task].extend(map(bool, outcomes))
+
+
+class MetricsWriter:
+    """Appends lines to `metrics.jsonl` and their numbers to TensorBoard's event file in `tensorboard/`."""
+
+    def __init__(self, folder: Path):
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._file = (folder / "metrics.jsonl").open("a", buffering=1)
+        self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        for name, value in line.items():
+            entries = value.items() if isinstance(value, dict) else [(None, value)]
+            for key, number in entries:
+                if isinstance(number, int | float) and name != "time":
+                    self._board.add_scalar(name if key is None else f"{name}/{key}", number, line["decisions"])
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read_lines(path: Path, after: int = 0) -> list[dict[str, Any]]:
+    """The complete JSON lines of a file from number `after` on; a line that is still being written is left out."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text.splitlines(keepends=True)[after:] if line.endswith("\n")]
+
+
+def rewind(path: Path, decisions: int) -> None:
+    """Move the lines past `decisions` into `PATH.lost`: a resumed run takes that stretch again."""
+    lines = read_lines(path)
+    kept = [line for line in lines if line["decisions"] <= decisions]
+    if len(kept) == len(lines):
+        return
+    with path.with_name(path.name + ".lost").open("a") as lost:
+        lost.writelines(json.dumps(line) + "\n" for line in lines[len(kept) :])
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    temporary.rename(path)
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Append one JSON line."""
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")

@@ -1,0 +1,23 @@
+"""Action tokens: each action dimension in [-1, 1] as one of a number of equal bins."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def to_tokens(action: Float[Tensor, "*axes"], num_bins: int) -> Int[Tensor, "*axes"]:
+    """The bin of each value; values outside [-1, 1] fall into the outermost bins."""
+    return ((action + 1) * (num_bins / 2)).floor().long().clamp(0, num_bins - 1)
+
+
+def to_actions(token: Int[Tensor, "*axes"], num_bins: int) -> Float[Tensor, "*axes"]:
+    """The centre of each bin."""
+    return (token.to(torch.float32) + 0.5) * (2 / num_bins) - 1
+
+
+def soft_labels(token: Int[Tensor, "*axes"], num_bins: int, width: float) -> Float[Tensor, "*axes bin"]:
+    """Gaussians of `width` bins around the tokens, normalised: a near miss in imitation is nearly right."""
+    bins = torch.arange(num_bins, device=token.device)
+    return torch.softmax(-(bins - token[..., None]).float().square() / (2 * width**2), dim=-1)

@@ -1,0 +1,45 @@
+"""What to look at in every update, whatever the objective: cheap functions of log-ratios and weights."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+DEAD_WEIGHT = 1e-3
+"""A token whose weight is below this has no gradient to speak of."""
+
+
+def token_diagnostics(
+    log_ratio: Float[Tensor, "decision token"],
+    weight: Float[Tensor, "decision token"],
+    mask: Bool[Tensor, "decision token"],
+) -> dict[str, float]:
+    """Over the valid tokens: |log rho| p95, KL(mu || pi), effective sample size, dead fraction.
+
+    The effective sample size is $(\\sum u)^2 / (N \\sum u^2)$, in (0, 1].
+    """
+    ratios, weights = log_ratio.detach()[mask], weight[mask]
+    if not len(ratios):
+        return {}
+    squares = weights.square().sum()
+    return {
+        "abs_log_ratio_p95": quantile(ratios.abs(), 0.95),
+        "behaviour_kl": (torch.expm1(ratios) - ratios).mean().item(),
+        "effective_sample_size": (weights.sum().square() / (len(weights) * squares.clamp(min=1e-30))).item(),
+        "dead_fraction": (weights < DEAD_WEIGHT).float().mean().item(),
+    }
+
+
+def explained_variance(value: Float[Tensor, " decision"], target: Float[Tensor, " decision"]) -> float:
+    """1 - Var(target - value) / Var(target); 0 where the target does not vary."""
+    variance = target.var(correction=0)
+    if variance < 1e-12:
+        return 0.0
+    return (1 - (target - value).var(correction=0) / variance).item()
+
+
+def quantile(values: Float[Tensor, " n"], q: float) -> float:
+    """The nearest-rank quantile; works on any number of values, which torch.quantile does not."""
+    rank = min(int(q * len(values)), len(values) - 1)
+    return values.kthvalue(rank + 1).values.item()

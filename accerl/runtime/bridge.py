@@ -1,0 +1,115 @@
+"""The way from a handle to the controller: a side process that is a driver of the run's cluster.
+
+When a cluster disappears Ray ends its drivers; so that this is never a notebook's kernel, the kernel talks through a
+pipe to a process of its own, which costs a millisecond a call.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from multiprocessing.connection import Connection as Pipe
+from pathlib import Path
+from typing import Any
+
+from accerl.config import ConfigError
+
+ANSWER_WITHIN_S = 60.0
+
+
+class Bridge:
+    """Calls methods of a run's controller. Starts the side process, which takes some seconds once."""
+
+    def __init__(self, folder: Path):
+        mine, theirs = _pipe()
+        self._pipe = mine
+        self._lock = threading.Lock()
+        with (folder / "logs" / "bridge.log").open("a") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "accerl.runtime.bridge", str(folder), str(theirs)],
+                pass_fds=[theirs],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        os.close(theirs)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """The controller's answer.
+
+        Raises:
+            ConfigError: the controller refused the arguments.
+            ConnectionError: the run is not there any more.
+        """
+        with self._lock:
+            try:
+                self._pipe.send((method, arguments))
+                kind, content = self._pipe.recv()
+            except (EOFError, BrokenPipeError) as error:
+                raise ConnectionError("the run's cluster is not there any more") from error
+        if kind == "refused":
+            raise ConfigError(content)
+        if kind == "failed":
+            raise ConnectionError(content)
+        return content
+
+    def close(self) -> None:
+        """End the side process."""
+        self._pipe.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def serve(folder: Path, pipe: Pipe) -> None:
+    """Answer calls until the other end of the pipe is closed."""
+    controller = _find_controller(folder)
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    while True:
+        try:
+            method, arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            answer = "done", ray.get(getattr(controller, method).remote(*arguments), timeout=ANSWER_WITHIN_S)
+        except RayTaskError as error:
+            refused = isinstance(error.cause, ConfigError)
+            answer = ("refused" if refused else "failed"), str(error.cause)
+        except RayError as error:
+            answer = "failed", str(error).split("\n")[0]
+        pipe.send(answer)
+
+
+def _find_controller(folder: Path) -> Any:
+    import time
+
+    from accerl.runtime import cluster
+
+    deadline = time.monotonic() + ANSWER_WITHIN_S
+    while (connection := cluster.Connection.load(folder)) is None:
+        if time.monotonic() > deadline:
+            raise ConnectionError(f"{folder} has no connection file; the run has not started or has ended")
+        time.sleep(0.1)
+    cluster.join(connection)
+    import ray
+
+    return ray.get_actor(connection.controller, namespace=cluster.NAMESPACE)
+
+
+def _pipe() -> tuple[Pipe, int]:
+    """One end as a connection, the other as a descriptor for a child."""
+    import socket
+
+    mine, theirs = socket.socketpair()
+    return Pipe(mine.detach()), theirs.detach()
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), Pipe(int(sys.argv[2])))

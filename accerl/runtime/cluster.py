@@ -1,0 +1,109 @@
+"""The Ray cluster of a run: started on this machine or joined, quiet, and closed to strangers.
+
+Ray's ports listen on every interface, so every cluster that a run starts asks for a token. The token and the address
+lie in files of the run's folder that only its owner can read; whoever can read them can attach.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accerl.checkpoint import write_file
+from accerl.config import ClusterConfig, ConfigError
+
+NAMESPACE = "accerl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """What it takes to reach a run: the content of its connection file."""
+
+    address: str
+    controller: str
+    """Name of the controller actor in the namespace `accerl`."""
+    token_path: str | None
+    """File with Ray's token; None: the cluster was there before and has its own rules."""
+    host: str
+    host_pid: int
+    """Of the process that ends the run when it is asked to."""
+
+    def save(self, folder: Path) -> None:
+        write_file(folder / "connection.json", json.dumps(asdict(self)), mode=0o600)
+
+    @classmethod
+    def load(cls, folder: Path) -> Connection | None:
+        """None while, or after, the run has none."""
+        try:
+            return cls(**json.loads((folder / "connection.json").read_text()))
+        except FileNotFoundError:
+            return None
+
+
+def start(config: ClusterConfig, folder: Path) -> tuple[str, str | None]:
+    """Start or join the cluster; returns its address and the file with the token that a started one asks for.
+
+    Raises:
+        ConfigError: there is no cluster at `cluster.address`.
+    """
+    token_path = None
+    if config.address is None:
+        token_path = folder / "ray.token"
+        write_file(token_path, secrets.token_hex(32), mode=0o600)
+    set_environment(None if token_path is None else str(token_path.resolve()))
+    import ray
+
+    local: dict[str, Any] = {
+        "num_cpus": os.cpu_count(),
+        "include_dashboard": False,
+        "object_store_memory": config.object_store_mb * 2**20,
+    }
+    try:
+        context = ray.init(
+            address="local" if config.address is None else config.address,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **(local if config.address is None else {}),
+        )
+    except ConnectionError as error:
+        reason = str(error).split("\n")[0]
+        raise ConfigError(
+            f"cluster.address: no Ray cluster answers at {config.address} ({reason}); start one with `ray start --head`"
+        ) from None
+    return context.address_info["gcs_address"], None if token_path is None else str(token_path.resolve())
+
+
+def join(connection: Connection) -> None:
+    """Make this process a driver of the run's cluster.
+
+    Raises:
+        ConnectionError: the cluster is not there any more.
+    """
+    set_environment(connection.token_path)
+    import ray
+
+    ray.init(
+        address=connection.address,
+        namespace=NAMESPACE,
+        log_to_driver=False,
+        logging_level=logging.CRITICAL,
+    )
+
+
+def set_environment(token_path: str | None) -> None:
+    """Set what Ray and the processes it starts read from the environment; call before Ray is imported."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    os.environ["RAY_DEDUP_LOGS"] = "0"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("LP_NUM_THREADS", "0")
+    if token_path is not None:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN_PATH"] = token_path

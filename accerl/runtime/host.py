@@ -1,0 +1,107 @@
+"""The process a run lives in: starts the cluster and the controller, and ends both.
+
+    python -m accerl.runtime.host FOLDER [--owner PID]
+
+SIGTERM and SIGINT save a checkpoint and end the run; so does the end of the owner.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from accerl.checkpoint import save_policy
+from accerl.config import ConfigError, RunConfig
+from accerl.runtime import cluster
+from accerl.runtime.preflight import start_policy
+from accerl.runtime.run import write_status
+
+STOP_WITHIN_S = 8.0
+"""For the learner to finish its update and save."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--owner", type=int)
+    arguments = parser.parse_args()
+    folder: Path = arguments.folder
+    config = RunConfig.load(folder / "config.json")
+    stop = threading.Event()
+
+    def ask_to_stop(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, ask_to_stop)
+    write_status(folder, {"state": "starting", "reason": "", "host": socket.gethostname(), "host_pid": os.getpid()})
+    try:
+        state = _host(config, stop, arguments.owner)
+    except Exception as error:
+        traceback.print_exc()
+        reason = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        write_status(folder, {"state": "failed", "reason": reason.splitlines()[0]})
+        state = "failed"
+    finally:
+        (folder / "connection.json").unlink(missing_ok=True)
+    return 0 if state == "finished" else 1
+
+
+def _host(config: RunConfig, stop: threading.Event, owner: int | None) -> str:
+    start = config.folder / "start"
+    if not start.exists():
+        policy = start_policy(config)
+        save_policy(start, policy.config_dict(), policy.state_dict())
+    if stop.is_set():
+        write_status(config.folder, {"state": "finished", "reason": "stopped before it started"})
+        return "finished"
+    address, token_path = cluster.start(config.cluster, config.folder)
+    import ray
+
+    from accerl.runtime.controller import Controller
+
+    try:
+        name = f"{config.name}/controller"
+        actor: Any = ray.remote(Controller).options(name=name, num_cpus=0).remote(config, start)
+        finished = actor.run.remote()
+        cluster.Connection(
+            address=address,
+            controller=name,
+            token_path=token_path,
+            host=socket.gethostname(),
+            host_pid=os.getpid(),
+        ).save(config.folder)
+        deadline = None
+        while True:
+            done, _ = ray.wait([finished], timeout=0.2)
+            if done:
+                return ray.get(finished)
+            if deadline is None and (stop.is_set() or (owner is not None and not _alive(owner))):
+                actor.stop.remote()
+                deadline = time.monotonic() + STOP_WITHIN_S
+            if deadline is not None and time.monotonic() > deadline:
+                write_status(config.folder, {"state": "failed", "reason": "it did not stop in time and was ended"})
+                return "failed"
+    finally:
+        ray.shutdown()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

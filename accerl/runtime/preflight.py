@@ -1,0 +1,109 @@
+"""What is checked before a run starts, and the policy it starts from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from accerl.config import ConfigError, RunConfig
+from accerl.envs import check_tasks, make_env
+from accerl.protocols import Policy
+from accerl.types import EnvSpec
+
+
+def check(config: RunConfig) -> None:
+    """Refuse what cannot work, without building an environment or a policy.
+
+    Raises:
+        ConfigError: naming the field, the reason and the remedy.
+    """
+    check_tasks(config.env)
+    checkpoint = config.policy.checkpoint
+    if checkpoint is not None:
+        _check_checkpoint(checkpoint, config)
+    for section, device in (("inference", config.inference.device), ("learner", config.learner.device)):
+        _check_device(section, device)
+
+
+def start_policy(config: RunConfig) -> Policy:
+    """The policy that `policy` names, checked against the environment.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+    import torch
+
+    from accerl.checkpoint import load_policy
+    from accerl.policies import build_policy
+    from accerl.policies.tiny_vla import TinyVLAConfig
+
+    spec, instructions = describe_env(config)
+    torch.manual_seed(config.seed)
+    if config.policy.checkpoint is not None:
+        policy = load_policy(config.policy.checkpoint)
+    else:
+        description = TinyVLAConfig.for_env(
+            spec,
+            instructions,
+            width=config.policy.width,
+            num_layers=config.policy.num_layers,
+            num_heads=config.policy.num_heads,
+            value_probability=config.objective.value_loss == "bce",
+        )
+        policy = build_policy({"kind": config.policy.kind, **description.model_dump()})
+    try:
+        policy.check_env(spec)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return policy
+
+
+def describe_env(config: RunConfig) -> tuple[EnvSpec, list[str]]:
+    """The environment's facts and the instruction of each task."""
+    env = make_env(config.env)
+    try:
+        instructions = [
+            env.reset(seed=config.seed, options={"task": task})[0]["instruction"] for task in env.spec.tasks
+        ]
+        return env.spec, instructions
+    finally:
+        env.close()
+
+
+def _check_checkpoint(checkpoint: Path, config: RunConfig) -> None:
+    try:
+        description = json.loads((checkpoint / "policy.json").read_text())
+    except FileNotFoundError:
+        raise ConfigError(
+            f"policy.checkpoint: {checkpoint} has no policy.json; give a folder written by `accerl clone` "
+            f"or RUN/checkpoints/step-N"
+        ) from None
+    wanted = {
+        "image_size": config.env.image_size,
+        "num_cameras": len(config.env.cameras),
+        "chunk_length": config.env.chunk_length,
+    }
+    for field, value in wanted.items():
+        if description.get(field) != value:
+            name = "cameras" if field == "num_cameras" else field
+            raise ConfigError(
+                f"env.{name}: {value} does not fit policy.checkpoint={checkpoint}, which was made for "
+                f"{field}={description.get(field)}; change one of them"
+            )
+    if config.objective.value_loss == "bce" and not description.get("value_probability", False):
+        raise ConfigError(
+            "objective.value_loss: 'bce' needs a value head that gives probabilities, which policy.checkpoint has not; "
+            "use 'mse'"
+        )
+
+
+def _check_device(section: str, device: str) -> None:
+    import torch
+
+    kind = device.split(":")[0]
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"{section}.device: this machine has no CUDA device; use 'cpu'")
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"{section}.device: torch knows no device {device!r}; use 'cpu' or 'cuda'") from None

@@ -1,0 +1,256 @@
+"""The handle of a run: start it, watch it, steer it, from a script, a shell or a notebook.
+
+A run lives in processes of its own; this handle holds none of them. What it reads it reads from the run's folder,
+which works after the run has ended too; what it changes goes to the controller actor, through a side process that
+joins the cluster (`accerl.runtime.bridge`), so that a cluster that dies does not take a notebook kernel with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from accerl.config import ConfigError, RunConfig
+from accerl.metrics import read_lines
+from accerl.runtime.bridge import Bridge
+from accerl.types import Trajectory
+
+LIVE = ("starting", "running", "paused", "stopping")
+STALE_AFTER_S = 60.0
+"""A run on another machine that has not written its state for this long counts as dead."""
+
+
+def launch(config: RunConfig, *, resume: bool = False, owner_pid: int | None = None) -> Run:
+    """Start a run and return at once; it goes on when this process ends.
+
+    Args:
+        resume: go on from the newest checkpoint in the run's folder.
+        owner_pid: save and end the run when this process disappears.
+
+    Raises:
+        ConfigError: the folder is taken, there is nothing to resume, or the configuration cannot work.
+    """
+    from accerl.runtime.preflight import check
+
+    check(config)
+    folder = config.folder
+    if resume:
+        _check_resumable(folder)
+    elif (folder / "config.json").exists():
+        raise ConfigError(f"name: {folder} holds a run; resume it, remove it, or choose another name")
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    (folder / "connection.json").unlink(missing_ok=True)
+    (folder / "config.json").write_text(config.model_dump_json(indent=1))
+    write_status(folder, {"state": "starting", "reason": "", "host": socket.gethostname()})
+    command = [sys.executable, "-m", "accerl.runtime.host", str(folder)]
+    if owner_pid is not None:
+        command += ["--owner", str(owner_pid)]
+    with (folder / "logs" / "host.log").open("a") as log:
+        host = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+        )
+    return Run(folder, host)
+
+
+def attach(run: str | Path, root: Path = Path("runs")) -> Run:
+    """The handle of a run that was started anywhere, running or ended.
+
+    Args:
+        run: its name below `root`, or its folder.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    for folder in (root / run, Path(run)):
+        if (folder / "config.json").exists():
+            return Run(folder)
+    known = ", ".join(other.name for other in runs(root)) or "none"
+    raise ConfigError(f"run: there is no run {str(run)!r} below {root}; known: {known}")
+
+
+def runs(root: Path = Path("runs")) -> list[Run]:
+    """All runs below `root`, the one that changed last first."""
+    folders = [path.parent for path in root.glob("*/config.json") if (path.parent / "status.json").exists()]
+    return [Run(folder) for folder in sorted(folders, key=lambda f: (f / "status.json").stat().st_mtime, reverse=True)]
+
+
+class Run:
+    """A run as its folder shows it, and the way to its controller. A context manager: leaving it stops the run."""
+
+    def __init__(self, folder: Path, host: subprocess.Popen[bytes] | None = None):
+        self.folder = folder
+        self._host = host
+        self._bridge: Bridge | None = None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def config(self) -> RunConfig:
+        return RunConfig.load(self.folder / "config.json")
+
+    def status(self) -> dict[str, Any]:
+        """`state` (starting, running, paused, stopping, finished, failed, dead), `reason`, and the newest counters."""
+        try:
+            status = json.loads((self.folder / "status.json").read_text())
+        except FileNotFoundError:
+            return {"state": "dead", "reason": "it has no status.json"}
+        if status["state"] in LIVE and not self._host_lives(status):
+            log = self.folder / "logs" / "host.log"
+            return {**status, "state": "dead", "reason": f"its processes are gone; see {log}, then resume it"}
+        return status
+
+    def metrics(self, after: int = 0) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl` from number `after` on."""
+        return read_lines(self.folder / "metrics.jsonl", after)
+
+    def incidents(self) -> list[dict[str, Any]]:
+        """What went wrong and what was done about it."""
+        return read_lines(self.folder / "incidents.jsonl")
+
+    def checkpoints(self) -> list[Path]:
+        """Folders, oldest first; `accerl.checkpoint.load_policy` reads each."""
+        from accerl.checkpoint import list_checkpoints
+
+        return list_checkpoints(self.folder / "checkpoints")
+
+    def pause(self) -> None:
+        """Finish the episodes at hand, then neither collect nor train until `resume`."""
+        self._call("pause")
+
+    def resume(self) -> None:
+        self._call("resume")
+
+    def set(self, **knobs: Any) -> dict[str, Any]:
+        """Change settings while the run goes on, for example `run.set(sigma=0.3, policy_lr=1e-4)`.
+
+        Raises:
+            ConfigError: a setting that cannot be changed while running, or a value that does not fit.
+        """
+        return self._call("set", knobs)
+
+    def checkpoint(self) -> Path:
+        """Save now."""
+        return Path(self._call("checkpoint"))
+
+    def trajectories(self, num: int = 8) -> list[Trajectory]:
+        """The newest ones in the replay, oldest first."""
+        return self._call("trajectories", num)
+
+    def stop(self, timeout_s: float = 30.0) -> None:
+        """Save a checkpoint, end every process of the run and wait for it; nothing happens if it has ended.
+
+        Raises:
+            TimeoutError: it is still there after `timeout_s`.
+        """
+        status = self.status()
+        if status["state"] in LIVE:
+            if status.get("host") == socket.gethostname() and "host_pid" in status:
+                os.kill(status["host_pid"], signal.SIGTERM)
+            elif self._host is not None:
+                self._host.terminate()
+            else:
+                self._call("stop")
+            self.wait(timeout_s)
+        if self._bridge is not None:
+            self._bridge.close()
+            self._bridge = None
+
+    def wait(self, timeout_s: float | None = None) -> str:
+        """Wait for the end of the run, which interrupting this call does not stop; returns the final state.
+
+        Raises:
+            TimeoutError: it goes on after `timeout_s`.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while (state := self.status()["state"]) in LIVE or self._host_ending():
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"{self.name} is still {state} after {timeout_s:.0f} s")
+            time.sleep(0.2)
+        return state
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, {self.status()['state']})"
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        if (state := self.status()["state"]) not in LIVE:
+            raise RuntimeError(f"{self.name} is {state}; only a live run can be asked to {method}")
+        if self._bridge is None:
+            self._bridge = Bridge(self.folder)
+        return self._bridge.call(method, *arguments)
+
+    def _host_lives(self, status: dict[str, Any]) -> bool:
+        if self._host is not None:
+            return self._host.poll() is None
+        if status.get("host") != socket.gethostname():
+            return time.time() - status["updated"] < STALE_AFTER_S
+        pid = status.get("host_pid")
+        return _is_alive(pid) if pid is not None else time.time() - status["updated"] < STALE_AFTER_S
+
+    def _host_ending(self) -> bool:
+        """The final state is written, but processes are still being ended."""
+        if self._host is not None:
+            return self._host.poll() is None
+        status = json.loads((self.folder / "status.json").read_text())
+        return status.get("host") == socket.gethostname() and _is_alive(status.get("host_pid"))
+
+
+def write_status(folder: Path, fields: dict[str, Any]) -> None:
+    """Replace `status.json`; `host` and `host_pid` stay unless they are given."""
+    from accerl.checkpoint import write_file
+
+    path = folder / "status.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    kept = {key: before[key] for key in ("host", "host_pid") if key in before}
+    if fields.get("state") == "starting" and "host_pid" not in fields:
+        kept.pop("host_pid", None)
+    write_file(path, json.dumps({**kept, **fields, "updated": time.time()}))
+
+
+def _check_resumable(folder: Path) -> None:
+    from accerl.checkpoint import list_checkpoints
+
+    if not (folder / "config.json").exists():
+        raise ConfigError(f"resume: {folder} holds no run")
+    if not list_checkpoints(folder / "checkpoints") and not (folder / "start").exists():
+        raise ConfigError(f"resume: {folder} has no checkpoint yet; remove the folder and start again")
+    state = Run(folder).status()["state"]
+    if state in LIVE:
+        raise ConfigError(f"resume: {folder} is {state}; attach to it instead")
+
+
+def _is_alive(pid: int | None) -> bool:
+    """A process of this number runs; one that has ended and was not waited for does not count."""
+    if pid is None:
+        return False
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z"
+    except FileNotFoundError:
+        if Path("/proc").exists():
+            return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,56 @@
+"""Dynamic weighted resampling: tasks that fail often are played more often (paper eq. 11)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from accerl.config import TaskConfig
+from accerl.types import Episode
+
+
+class TaskSampler:
+    r"""$P(k) \propto w_k$ with $w_k = \sum_{last\ W\ episodes\ of\ k} (1 - success) + \epsilon$, over all workers."""
+
+    def __init__(self, tasks: Sequence[str], config: TaskConfig, seed: int = 0):
+        self.tasks = tuple(tasks)
+        self._epsilon = config.epsilon
+        self._outcomes: dict[str, deque[bool]] = {task: deque(maxlen=config.window) for task in tasks}
+        self._failures = dict.fromkeys(tasks, 0)
+        self._generator = np.random.default_rng(seed)
+
+    def next_task(self) -> str:
+        """Draw a task."""
+        weights = np.array([self._failures[task] + self._epsilon for task in self.tasks])
+        return self.tasks[self._generator.choice(len(self.tasks), p=weights / weights.sum())]
+
+    def report(self, episode: Episode) -> None:
+        """Count a finished episode."""
+        outcomes = self._outcomes[episode.task]
+        if len(outcomes) == outcomes.maxlen:
+            self._failures[episode.task] -= not outcomes[0]
+        outcomes.append(episode.success)
+        self._failures[episode.task] += not episode.success
+
+    def probabilities(self) -> dict[str, float]:
+        """P(k) now."""
+        total = sum(self._failures.values()) + self._epsilon * len(self.tasks)
+        return {task: (self._failures[task] + self._epsilon) / total for task in self.tasks}
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-compatible."""
+        return {
+            "outcomes": {task: list(map(int, outcomes)) for task, outcomes in self._outcomes.items()},
+            "generator": self._generator.bit_generator.state,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for task, outcomes in state["outcomes"].items():
+            if task in self._outcomes:
+                self._outcomes[task].clear()
+                self._outcomes[task].extend(map(bool, outcomes))
+                self._failures[task] = sum(not success for success in self._outcomes[task])
+        self._generator.bit_generator.state = state["generator"]

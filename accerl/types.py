@@ -1,0 +1,221 @@
+"""Everything that travels between the roles: one type for each arrow of the picture in `accerl/__init__.py`.
+
+Axes: `time` decisions of a segment, `token` tokens of a decision, `chunk` actions of a decision. An *environment step*
+is one simulator step; a *decision* is one policy query, which yields one chunk of actions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypedDict, TypeVar
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int32, Int64, UInt8
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array: TypeAlias = np.ndarray
+T = TypeVar("T")
+Blob: TypeAlias = dict[str, T]
+"""What a policy stores beside a decision to re-evaluate it later; opaque to everything but that policy."""
+
+
+class Observation(TypedDict):
+    """What a policy sees of one environment at one decision."""
+
+    images: UInt8[Array, "camera height width 3"]
+    proprio: Float32[Array, " proprio"]
+    instruction: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvSpec:
+    """The fixed facts of an environment; a policy must be built for the same ones."""
+
+    tasks: tuple[str, ...]
+    num_cameras: int
+    image_size: int
+    """Height and width of each image, pixels."""
+    proprio_dim: int
+    action_dim: int
+    chunk_length: int
+    """Actions in a decision."""
+    steps_per_action: int
+    """Environment steps for which each action is held."""
+    max_decisions: int
+    """Decisions after which an episode is truncated."""
+
+
+class ChunkResult(NamedTuple):
+    """What one decision did to the environment."""
+
+    observation: Observation
+    reward: float
+    """Summed over the environment steps of the chunk."""
+    terminal: bool
+    """The episode ended in an absorbing state: no value beyond it."""
+    truncated: bool
+    """The episode was cut by a limit: its value goes on, so it bootstraps."""
+    success: bool
+    num_actions: int
+    """Actions of the chunk that were executed; fewer than `chunk_length` when the episode ended inside it."""
+    num_env_steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodePlan:
+    """tasks -> rollout: the next episode of a slot."""
+
+    task: str
+    seed: int | None = None
+    """Of the environment and of the sampling noise; None: the worker's own sequence."""
+    greedy: bool = False
+    instruction: str | None = None
+    """Given to the policy in place of the environment's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionRequest:
+    """rollout -> inference: one environment asks for its next chunk of actions."""
+
+    observation: Observation
+    episode_step: int
+    """Decisions taken in this episode so far."""
+    seed: int
+    """Of this decision's sampling noise, so that an action does not depend on its batch; negative: greedy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """inference -> rollout: the answer to a `DecisionRequest`."""
+
+    action: Float32[Array, "chunk action"]
+    """In [-1, 1]."""
+    log_prob: Float32[Array, " token"]
+    value: float
+    blob: Blob[Array]
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """rollout -> replay: consecutive decisions of one environment (a segment), possibly under several policy versions."""
+
+    task: str
+    instruction: str
+    images: UInt8[Array, "time+1 camera height width 3"]
+    """The last one is the observation that bootstraps."""
+    proprio: Float32[Array, "time+1 proprio"]
+    episode_step: Int32[Array, " time+1"]
+    blob: Blob[Array]
+    """Each array [time, ...]."""
+    log_prob: Float32[Array, "time token"]
+    """Of the chosen tokens, under the policy that chose them."""
+    value: Float32[Array, " time"]
+    """Of the critic that acted; learning recomputes it."""
+    reward: Float32[Array, " time"]
+    num_actions: Int32[Array, " time"]
+    num_env_steps: Int32[Array, " time"]
+    policy_version: Int32[Array, " time"]
+    terminal: bool
+    truncated: bool
+    success: bool
+    """The episode succeeded; False as well while it is still going on."""
+    origin: str
+    """Worker, slot and episode that made it."""
+
+    @property
+    def num_decisions(self) -> int:
+        return len(self.reward)
+
+    @property
+    def ended(self) -> bool:
+        """Its last decision ended the episode."""
+        return self.terminal or self.truncated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """rollout -> tasks and metrics: a finished episode in numbers."""
+
+    task: str
+    success: bool
+    episode_return: float
+    num_decisions: int
+    num_env_steps: int
+    policy_version: int
+    """Of its last decision."""
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservationBatch:
+    """Stacked observations, as a policy takes them."""
+
+    images: UInt8[Tensor, "batch camera height width 3"]
+    proprio: Float32[Tensor, "batch proprio"]
+    instructions: list[str]
+    episode_step: Int64[Tensor, " batch"]
+
+    def __len__(self) -> int:
+        return len(self.instructions)
+
+    def __getitem__(self, rows: slice) -> ObservationBatch:
+        return ObservationBatch(
+            images=self.images[rows],
+            proprio=self.proprio[rows],
+            instructions=self.instructions[rows],
+            episode_step=self.episode_step[rows],
+        )
+
+
+class PolicyOutput(NamedTuple):
+    """What `Policy.act` gives for a batch of observations."""
+
+    action: Float32[Tensor, "batch chunk action"]
+    log_prob: Float32[Tensor, "batch token"]
+    value: Float32[Tensor, " batch"]
+    blob: Blob[Tensor]
+
+
+class Evaluation(NamedTuple):
+    """What `Policy.evaluate` gives for stored decisions; carries gradients."""
+
+    log_prob: Float32[Tensor, "batch token"]
+    entropy: Float32[Tensor, "batch token"]
+    value: Float32[Tensor, " batch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """prefetch -> learner: segments packed end to end, ragged, no padding.
+
+    Row r of `observations` belongs to decision r for r < decisions; the rows after that are the observations that
+    bootstrap the segments which did not end in a terminal state, in the order of the segments.
+    """
+
+    observations: ObservationBatch
+    blob: Blob[Tensor]
+    log_prob: Float32[Tensor, "decision token"]
+    mask: Bool[Tensor, "decision token"]
+    """False for the tokens of actions that were never executed."""
+    behaviour_value: Float32[Tensor, " decision"]
+    reward: Float32[Tensor, " decision"]
+    policy_version: Int64[Tensor, " decision"]
+    lengths: Int64[Tensor, " segment"]
+    terminal: Bool[Tensor, " segment"]
+
+    @property
+    def num_decisions(self) -> int:
+        return len(self.reward)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """learner -> weights -> inference: the parameters of one policy version."""
+
+    version: int
+    tensors: dict[str, Any]
+    """Name to array or tensor."""
+    info: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,77 @@
+import pytest
+
+from accerl.envs import rendering
+from accerl.envs.rendering import RenderingError, Trial
+
+
+@pytest.fixture
+def backends(monkeypatch):
+    """Fakes what each backend can do; records which were tried."""
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.delenv(rendering._CHECKED, raising=False)
+    tried = []
+
+    def install(**works: bool) -> list[str]:
+        def try_backend(backend: str) -> Trial:
+            tried.append(backend)
+            ok = works.get(backend, False)
+            return Trial(ok, "" if ok else f"lib{backend}.so is missing", 100.0 * ok)
+
+        monkeypatch.setattr(rendering, "try_backend", try_backend)
+        return tried
+
+    yield install
+    monkeypatch.undo()
+
+
+def test_egl_is_preferred(backends):
+    backends(egl=True, osmesa=True)
+    assert rendering.choose_backend() == "egl"
+
+
+def test_osmesa_is_taken_where_egl_fails_and_children_find_it_in_the_environment(backends, monkeypatch):
+    backends(osmesa=True)
+    assert rendering.choose_backend() == "osmesa"
+    assert rendering.os.environ["MUJOCO_GL"] == "osmesa"
+
+
+def test_the_answer_is_found_once(backends):
+    tried = backends(egl=True)
+    rendering.choose_backend()
+    rendering.choose_backend()
+    assert tried == ["egl"]
+
+
+def test_where_nothing_draws_the_error_gives_the_reasons_and_the_command(backends):
+    backends()
+    with pytest.raises(RenderingError) as caught:
+        rendering.choose_backend()
+    assert str(caught.value) == (
+        "MuJoCo cannot draw without a screen (egl: libegl.so is missing; osmesa: libosmesa.so is missing); "
+        "run `apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri libgl1`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "remedy"), [("osmesa", "apt-get install -y libosmesa6"), ("glfw", "unset MUJOCO_GL")]
+)
+def test_a_backend_that_the_user_asked_for_is_the_only_one_tried(backends, monkeypatch, wanted, remedy):
+    monkeypatch.setenv("MUJOCO_GL", wanted)
+    tried = backends(egl=True)
+    with pytest.raises(RenderingError, match=remedy):
+        rendering.choose_backend()
+    assert tried == [wanted]
+
+
+def test_probe_tries_every_backend(backends):
+    backends(osmesa=True)
+    assert rendering.probe() == {
+        "egl": Trial(False, "libegl.so is missing", 0.0),
+        "osmesa": Trial(True, "", 100.0),
+    }
+
+
+def test_a_backend_that_mujoco_does_not_know_fails_with_its_words():
+    trial = rendering.try_backend("crayons")
+    assert not trial.ok
+    assert trial.detail == "RuntimeError: invalid value for environment variable MUJOCO_GL: crayons"
