@@ -1,9 +1,9 @@
 """Files that survive a crash: safetensors and JSON, written to a temporary name, synced, renamed. Nothing is unpickled.
 
-    checkpoints/step-00000120/
-        policy.json policy.safetensors      what rebuilds the policy
-        learner.json learner.safetensors    optimizer, counters
-        run.json                            what the other roles need to go on
+checkpoints/step-00000120/
+    policy.json policy.safetensors      what rebuilds the policy
+    learner.json learner.safetensors    optimizer, counters
+    run.json                            what the other roles need to go on
 """
 
 from __future__ import annotations

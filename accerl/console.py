@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console, Group, RenderableType
@@ -13,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from accerl.config import LimitsConfig, RunConfig
+from accerl.config import LimitsConfig
 
 if TYPE_CHECKING:
     from accerl.runtime.run import Run
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 ENDED = ("finished", "failed", "dead")
 POLL_S = 1.0
 LINE_EVERY_S = 10.0
+BAR = 50
+"""Characters."""
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -43,11 +46,12 @@ def follow(run: Run, console: Console | None = None) -> str:
 
 def _follow_live(run: Run, console: Console) -> str:
     history: list[dict[str, Any]] = []
+    limits = run.config.limits
     with Live(console=console, auto_refresh=False) as live:
         while True:
             history += run.metrics(after=len(history))
             status = run.status()
-            live.update(picture(run.config, status, history, run.incidents()), refresh=True)
+            live.update(picture(run.folder, limits, status, history, run.incidents()), refresh=True)
             if status["state"] in ENDED:
                 return status["state"]
             time.sleep(POLL_S)
@@ -81,14 +85,15 @@ def line(status: Mapping[str, Any]) -> str:
             f"success {interval(status)}",
             f"decisions {status['decisions']}",
             throughput(status),
-            lag(status),
-            busy(status),
+            f"lag {lag(status)}",
+            f"busy {busy(status)}",
         )
     )
 
 
 def picture(
-    config: RunConfig,
+    folder: Path,
+    limits: LimitsConfig,
     status: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
     incidents: Sequence[Mapping[str, Any]],
@@ -97,26 +102,28 @@ def picture(
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column()
-    table.add_row("success", Text(interval(status)))
-    low, high = status.get("success_low"), status.get("success_high")
-    if low is not None and high is not None:
-        table.add_row("", interval_bar(low, high))
-    table.add_row("", Text(sparkline([line.get("success") for line in history], 50), style="cyan"))
-    table.add_row("tasks", tasks(status))
-    table.add_row("speed", throughput(status))
-    table.add_row("lag", lag(status))
-    table.add_row("queue", queue(status))
-    table.add_row("busy", busy(status))
+    if status.get("success") is not None:
+        bar = interval_bar(status["success_low"], status["success_high"])
+        table.add_row("success", Text.assemble(bar, "  ", (interval(status), "bold")))
+        table.add_row("so far", Text(sparkline([line.get("success") for line in history], BAR), style="cyan"))
+        for task, rate in status["success_by_task"].items():
+            table.add_row("", task_bar(task, rate, (status.get("task_probability") or {}).get(task)))
+    if status.get("decisions") is not None:
+        table.add_row("speed", throughput(status))
+        table.add_row("lag", lag(status))
+        table.add_row("queue", queue(status))
+        table.add_row("busy", busy(status))
     for incident in incidents[-3:]:
         table.add_row("incident", Text(describe(incident), style="yellow"))
-    return Group(Text(), heading(config, status), table)
+    return Group(heading(folder, limits, status), table)
 
 
-def heading(config: RunConfig, status: Mapping[str, Any]) -> Text:
-    text = Text.assemble((str(config.folder), "bold"), "  ", status["state"], "  ", duration(status.get("wall_s")))
-    share = spent(config.limits, status)
+def heading(folder: Path, limits: LimitsConfig, status: Mapping[str, Any]) -> Text:
+    text = Text.assemble((str(folder), "bold"), "  ", status["state"], "  ", duration(status.get("wall_s")))
+    share = spent(limits, status)
     if share is not None:
-        text.append("  ").append("━" * round(30 * share), style="green").append("━" * (30 - round(30 * share)), "dim")
+        done = round(20 * share)
+        text.append("  ").append("━" * done, style="green").append("━" * (20 - done), style="dim")
         text.append(f" {share:.0%} of the budget")
     if status.get("reason"):
         text.append(f"  ({status['reason']})")
@@ -137,12 +144,10 @@ def interval(status: Mapping[str, Any]) -> str:
     return f"{status['success']:.2f} [{status['success_low']:.2f}, {status['success_high']:.2f}]"
 
 
-def interval_bar(low: float, high: float, width: int = 50) -> Text:
+def interval_bar(low: float, high: float) -> Text:
     """A bar from 0 to 1: solid up to the lower end of the interval, shaded within it."""
-    solid, shaded = round(width * low), round(width * high)
-    return Text.assemble(
-        ("█" * solid, "green"), ("▒" * (shaded - solid), "green"), ("░" * (width - shaded), "dim"), (" 1.0", "dim")
-    )
+    solid, shaded = round(BAR * low), round(BAR * high)
+    return Text.assemble(("█" * solid, "green"), ("▒" * (shaded - solid), "green"), ("░" * (BAR - shaded), "dim"))
 
 
 def sparkline(values: Sequence[float | None], width: int) -> str:
@@ -152,44 +157,39 @@ def sparkline(values: Sequence[float | None], width: int) -> str:
     return "".join(BLOCKS[min(7, int(8 * sum(part) / len(part)))] if part else " " for part in parts)
 
 
-def tasks(status: Mapping[str, Any]) -> RenderableType:
-    rates: Mapping[str, float] = status.get("success_by_task") or {}
-    probabilities: Mapping[str, float] = status.get("task_probability") or {}
-    table = Table.grid(padding=(0, 2))
-    for task, rate in rates.items():
-        bar = Text.assemble(("█" * round(20 * rate), "green"), ("░" * (20 - round(20 * rate)), "dim"))
-        drawn = f"drawn {probabilities[task]:.0%}" if task in probabilities else ""
-        table.add_row(task, bar, f"{rate:.2f}", Text(drawn, style="dim"))
-    return table
+def task_bar(task: str, rate: float, probability: float | None) -> Text:
+    done = round(BAR / 2 * rate)
+    bar = Text.assemble(("█" * done, "green"), ("░" * (BAR // 2 - done), "dim"), f"  {rate:.2f}  {task}")
+    return bar if probability is None else bar.append(f"  {probability:.0%} of the episodes", style="dim")
 
 
 def throughput(status: Mapping[str, Any]) -> str:
     return (
-        f"{number(status.get('decisions_per_s'))} decisions/s, "
+        f"{number(status.get('decisions_per_s'))} decisions/s = "
         f"{number(status.get('env_steps_per_s'))} environment steps/s, "
-        f"{number(status.get('trained_decisions_per_s'))} trained decisions/s"
+        f"{number(status.get('trained_decisions_per_s'))} trained on"
     )
 
 
 def lag(status: Mapping[str, Any]) -> str:
     return (
-        f"lag {number(status.get('policy_lag_mean'), 1)} versions (max {number(status.get('policy_lag_max'))}), "
+        f"{number(status.get('policy_lag_mean'), 1)} versions, at most {number(status.get('policy_lag_max'))}; "
         f"{number(status.get('discarded_decisions'))} decisions discarded"
     )
 
 
 def queue(status: Mapping[str, Any]) -> str:
     return (
-        f"{number(status.get('replay_unused'))} of {number(status.get('replay_decisions'))} decisions in the replay not "
-        f"yet used, {number(status.get('batch_size_mean'), 1)} requests a forward, "
-        f"waiting {number(status.get('window_wait_ms'), 1)} ms"
+        f"{number(status.get('replay_unused'))} decisions unused of {number(status.get('replay_decisions'))}; "
+        f"{number(status.get('batch_size_mean'), 1)} requests a forward, "
+        f"which waited {number(status.get('window_wait_ms'), 1)} ms"
     )
 
 
 def busy(status: Mapping[str, Any]) -> str:
     roles = [f"{role} {percent(status.get(f'{role}_busy'))}" for role in ("learner", "inference", "rollout")]
     cores = " ".join(percent(share) for share in status.get("cores_busy") or ())
-    return f"busy: {', '.join(roles)}" + (f"; cores {cores}" if cores else "")
+    return ", ".join(roles) + (f"; cores {cores}" if cores else "")
 
 
 def describe(incident: Mapping[str, Any]) -> str:

@@ -64,7 +64,9 @@ def _library(name: str) -> Finding:
     """Imported in a child process: a library built for another processor ends the process that imports it."""
     program = f"import {name}; from importlib.metadata import version; print(version({name!r}))"
     environment = {**os.environ, "MUJOCO_GL": "disabled"} if name in ("mujoco", "metaworld") else None
-    result = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, env=environment)
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, env=environment
+    )
     if result.returncode == 0:
         return Finding(subject=name, ok=True, detail=result.stdout.split()[-1])
     last = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]

@@ -25,7 +25,7 @@ class SuccessRate:
 
     @property
     def rate(self) -> float:
-        """nan when nothing was counted."""
+        """Successes over episodes; nan when nothing was counted."""
         return self.successes / self.episodes if self.episodes else float("nan")
 
     @property
@@ -135,4 +135,3 @@ class _Plans:
 class _Nowhere:
     async def put(self, trajectory: Trajectory) -> None:
         pass
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -45,14 +46,9 @@ class Prefetcher:
         """End the thread; batches that were ready are dropped."""
         self._stopped.set()
         while self._thread.is_alive():
-            self.get_nowait()
+            with contextlib.suppress(queue.Empty):
+                self._ready.get_nowait()
             self._thread.join(timeout=0.05)
-
-    def get_nowait(self) -> None:
-        try:
-            self._ready.get_nowait()
-        except queue.Empty:
-            pass
 
     def _run(self) -> None:
         while not self._stopped.is_set():

@@ -100,7 +100,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
-    """rollout -> replay: consecutive decisions of one environment (a segment), possibly under several policy versions."""
+    """rollout -> replay: consecutive decisions of one environment, possibly under several policy versions."""
 
     task: str
     instruction: str

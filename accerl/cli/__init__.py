@@ -35,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if debug:
         arguments.remove("--debug")
     else:
-        warnings.simplefilter("ignore")  # other libraries' warnings say nothing that a user of this command could change
+        warnings.simplefilter(
+            "ignore"
+        )  # other libraries' warnings say nothing that a user of this command could change
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

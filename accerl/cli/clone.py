@@ -81,7 +81,9 @@ def starting_policy(config: PolicyConfig, env: EnvConfig, demonstrations: Sequen
             policy.check_env(spec)
             return policy
         sizes = config.model_dump(include={"width", "num_layers", "num_heads"})
-        return TinyVLA(TinyVLAConfig.for_env(spec, [d.instruction for d in demonstrations], **sizes))
+        instructions = [demonstration.instruction for demonstration in demonstrations]
+        returns_are_probabilities = env.reward == "success"
+        return TinyVLA(TinyVLAConfig.for_env(spec, instructions, value_probability=returns_are_probabilities, **sizes))
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -97,6 +99,9 @@ COMMAND = Command(
     run=clone,
     examples=(
         ("a small policy", "accerl clone --data data/faucets --out policies/faucets"),
-        ("stop early, so that something is left to learn", "accerl clone --data data/faucets --out p --clone.updates 200"),
+        (
+            "stop early, so that something is left to learn",
+            "accerl clone --data data/faucets --out p --clone.updates 200",
+        ),
     ),
 )

@@ -56,7 +56,10 @@ COMMAND = Command(
     options=DemosOptions,
     run=record,
     examples=(
-        ("two Meta-World tasks in one scene", "accerl demos --out data/faucets --env.tasks faucet-open-v3,faucet-close-v3"),
+        (
+            "two Meta-World tasks in one scene",
+            "accerl demos --out data/faucets --env.tasks faucet-open-v3,faucet-close-v3",
+        ),
         ("a better expert", "accerl demos --out data/good --demos.speed 1 --demos.noise 0.1"),
     ),
 )

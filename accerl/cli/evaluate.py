@@ -12,13 +12,13 @@ from rich.table import Table
 
 from accerl.cli.command import Command
 from accerl.cli.options import from_file
-from accerl.config import ConfigError, EnvConfig, InferenceConfig, NonNegative, Positive, Section
+from accerl.config import ConfigError, EnvConfig, InferenceConfig, NonNegative, Positive, Section, read_file
 from accerl.console import progress, say
 
 if TYPE_CHECKING:
     from accerl.evaluation import EvaluationReport
     from accerl.protocols import Policy
-    from accerl.types import EpisodePlan
+    from accerl.types import Episode, EpisodePlan
 
 ORIGIN = "origin.json"
 """File beside a cloned policy that says how it was made, and so in which environment it acts."""
@@ -60,14 +60,15 @@ def evaluate(options: EvalOptions) -> int:
     policy = load_policy(find_policy(options.policy))
     plans = plan(options, policy)
     how = "greedy" if options.greedy else "sampled"
+    played: list[bool] = []
     with progress(len(plans), f"{how} episodes") as advance:
-        report = play(
-            PolicyServer(policy, InferenceConfig()),
-            lambda: make_env(options.env),
-            plans,
-            options.num_slots,
-            on_episode=lambda episode: advance("success" if episode.success else "failure"),
-        )
+
+        def count(episode: Episode) -> None:
+            played.append(episode.success)
+            advance(f"success {sum(played) / len(played):.2f}")
+
+        server = PolicyServer(policy, InferenceConfig())
+        report = play(server, lambda: make_env(options.env), plans, options.num_slots, on_episode=count)
     Console(highlight=False).print(table(report))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -119,12 +120,14 @@ def find_policy(path: Path) -> Path:
     """`path`, or the newest checkpoint if it is a run.
 
     Raises:
-        ConfigError: a run without checkpoints.
+        ConfigError: it is neither a policy nor a run that has a checkpoint.
     """
     from accerl.checkpoint import list_checkpoints
 
-    if not (path / "checkpoints").is_dir():
+    if (path / "policy.json").exists():
         return path
+    if not (path / "checkpoints").is_dir():
+        raise ConfigError(f"policy: {path} holds none; give a folder made by `accerl clone`, or a run")
     written = list_checkpoints(path / "checkpoints")
     if not written:
         raise ConfigError(f"policy: {path} has no checkpoint yet; wait for one")
@@ -132,27 +135,24 @@ def find_policy(path: Path) -> Path:
 
 
 def env_of_policy(model: type[EvalOptions], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The environment in the configuration file, or else the one that the policy was made for."""
+    """The environment in the configuration file, or else the one that the policy was made for.
+
+    Raises:
+        ConfigError: there is neither, nor any `--env` option.
+    """
     if values.get("config"):
         return from_file(model, values)
-    folder = Path(values.get("policy", ""))
-    if "policy" not in values or not folder.is_dir() or any(name.startswith("env.") for name in values):
-        return {}
-    return {"env": _origin(folder)}
-
-
-def _origin(policy: Path) -> dict[str, Any]:
+    if "policy" not in values:
+        return {}  # which the model will complain about
+    policy = find_policy(Path(values["policy"]))
     if (policy / ORIGIN).exists():
-        return json.loads((policy / ORIGIN).read_text())["env"]
-    from accerl.runtime.run import attach
-
-    run = policy if (policy / "checkpoints").is_dir() else policy.parent.parent
-    try:
-        return attach(run).config.env.model_dump(mode="json")
-    except ConfigError:
-        raise ConfigError(
-            f"env: nothing beside {policy} says which environment it is for; give --config FILE or --env.tasks"
-        ) from None
+        return {"env": json.loads((policy / ORIGIN).read_text())["env"]}
+    config = policy.parent.parent / "config.json"  # policy is RUN/checkpoints/step-N
+    if config.exists():
+        return {"env": read_file(config)["env"]}
+    if not any(name.startswith("env.") for name in values):
+        raise ConfigError(f"env: {policy} does not say which environment it is for; give --config FILE or --env.tasks")
+    return {}
 
 
 COMMAND = Command(
@@ -163,7 +163,10 @@ COMMAND = Command(
     base=env_of_policy,
     examples=(
         ("the newest checkpoint of a run", "accerl eval --policy runs/run"),
-        ("greedily, 100 episodes a task, kept", "accerl eval --policy runs/run --greedy --episodes-per-task 100 --out e.json"),
+        (
+            "greedily, 100 episodes a task, kept",
+            "accerl eval --policy runs/run --greedy --episodes-per-task 100 --out e.json",
+        ),
         ("does it listen?", "accerl eval --policy runs/run --shuffle-instructions"),
     ),
 )

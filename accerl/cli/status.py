@@ -41,7 +41,7 @@ def status(options: StatusOptions) -> int:
 
 def details(run: Run, console: Console) -> None:
     """The picture that `accerl attach` shows, once, and where things are."""
-    console.print(picture(run.config, run.status(), run.metrics(), run.incidents()))
+    console.print(picture(run.folder, run.config.limits, run.status(), run.metrics(), run.incidents()))
     for name, path in (
         ("metrics", run.folder / "metrics.jsonl"),
         ("curves", f"tensorboard --logdir {run.folder / 'tensorboard'}"),
@@ -51,10 +51,12 @@ def details(run: Run, console: Console) -> None:
 
 
 def overview(found: list[Run]) -> Table:
-    table = Table("run", "state", "success", "decisions", "trained for", "age", box=None, padding=(0, 2), header_style="bold")
+    table = Table(
+        "run", "state", "success", "decisions", "trained for", "age", box=None, padding=(0, 2), header_style="bold"
+    )
     for run in found:
         now = run.status()
-        age = duration(time.time() - now["time"]) if "time" in now else "-"
+        age = duration(time.time() - now["updated"]) if "updated" in now else "-"
         decisions = number(now.get("decisions"))
         table.add_row(run.name, now["state"], interval(now), decisions, duration(now.get("wall_s")), age)
     return table

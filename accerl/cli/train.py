@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from accerl.cli.command import Command
 from accerl.cli.options import from_file
-from accerl.config import RunConfig
+from accerl.config import ConfigError, RunConfig
 from accerl.console import follow, say
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def stop(run: Run) -> None:
     except KeyboardInterrupt:
         say(f"left {run.folder}, which ends by itself in a few seconds, now that nobody follows it")
     else:
-        say(f"stopped; `accerl train --resume {run.folder}` goes on from {run.checkpoints()[-1].name}")
+        say(f"stopped; `accerl train --resume {run.folder}` goes on")
 
 
 def resumed_or_from_file(model: type[TrainOptions], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,9 +73,12 @@ def resumed_or_from_file(model: type[TrainOptions], values: Mapping[str, Any]) -
         return fields
     from accerl.runtime.run import attach
 
-    default = RunConfig()
+    default = TrainOptions()
     name = resume if isinstance(resume, str) else values.get("name") or fields.get("name") or default.name
-    run = attach(name, Path(values.get("root") or fields.get("root") or default.root))
+    try:
+        run = attach(name, Path(values.get("root") or fields.get("root") or default.root))
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("run:", "resume:", 1)) from None
     if "config" not in values:
         fields = run.config.model_dump(mode="json")
     return {**fields, "name": run.folder.name, "root": run.folder.parent}
@@ -89,7 +92,10 @@ COMMAND = Command(
     base=resumed_or_from_file,
     examples=(
         ("a recipe, with one thing changed", "accerl train --config recipe.toml --learner.policy-lr 1e-4"),
-        ("a small world without a simulator", "accerl train --env.suite dots --env.tasks red,blue --limits.max-wall-s 60"),
+        (
+            "a small world without a simulator",
+            "accerl train --env.suite dots --env.tasks red,blue --limits.max-wall-s 60",
+        ),
         ("go on after an interruption", "accerl train --resume runs/run"),
         ("train longer than was planned", "accerl train --resume runs/run --limits.max-wall-s 1200"),
     ),

@@ -15,9 +15,9 @@ def token_diagnostics(
     weight: Float[Tensor, "decision token"],
     mask: Bool[Tensor, "decision token"],
 ) -> dict[str, float]:
-    """Over the valid tokens: |log rho| p95, KL(mu || pi), effective sample size, dead fraction.
+    r"""Over the valid tokens: |log rho| p95, KL(mu || pi), effective sample size, dead fraction.
 
-    The effective sample size is $(\\sum u)^2 / (N \\sum u^2)$, in (0, 1].
+    The effective sample size is $(\sum u)^2 / (N \sum u^2)$, in (0, 1].
     """
     ratios, weights = log_ratio.detach()[mask], weight[mask]
     if not len(ratios):

@@ -59,8 +59,6 @@ def ppo(
     return Objective(-masked_mean(surrogate, mask), torch.where(clipped, 0.0, ratio).detach())
 
 
-def behaviour_kl(
-    log_ratio: Float[Tensor, "decision token"], mask: Bool[Tensor, "decision token"]
-) -> Float[Tensor, ""]:
+def behaviour_kl(log_ratio: Float[Tensor, "decision token"], mask: Bool[Tensor, "decision token"]) -> Float[Tensor, ""]:
     r"""$KL(\mu \| \pi)$ from samples of $\mu$: the mean of $\rho - 1 - l$, unbiased and never negative."""
     return masked_mean(torch.expm1(log_ratio) - log_ratio, mask)

@@ -83,14 +83,14 @@ class InferenceActor(Role):
         self._endpoint = endpoint
         self._weights = RayWeights(controller)
         self._server = PolicyServer(checkpoint.load_policy(start), config.inference)
-        self._service = InferenceService(
-            self._server.answer, config.inference.batch_size, config.inference.max_wait_s
-        )
+        self._service = InferenceService(self._server.answer, config.inference.batch_size, config.inference.max_wait_s)
         self._closed = threading.Event()
 
     async def run(self, incarnation: int) -> None:
         """Until the process is ended."""
-        threading.Thread(target=self._receive_weights, name="weights", daemon=True).start()
+        while not await asyncio.to_thread(self._receive_weights):
+            pass  # the first answer is given by a version that the learner has published
+        threading.Thread(target=self._keep_receiving, name="weights", daemon=True).start()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._service.serve())
@@ -108,11 +108,15 @@ class InferenceActor(Role):
             "version": self._server.version,
         }
 
-    def _receive_weights(self) -> None:
+    def _keep_receiving(self) -> None:
         while not self._closed.is_set():
-            weights = self._weights.latest(self._server.version, timeout_s=5.0)
-            if weights is not None:
-                self._server.load(weights)
+            self._receive_weights()
+
+    def _receive_weights(self) -> bool:
+        weights = self._weights.latest(self._server.version, timeout_s=5.0)
+        if weights is not None:
+            self._server.load(weights)
+        return weights is not None
 
 
 class ReplayActor(Role):
@@ -245,7 +249,7 @@ class LearnerActor(Role):
             )
 
     def _save(self) -> None:
-        run_state = ray.get(self._controller.snapshot.remote())
+        run_state: Any = ray.get(self._controller.snapshot.remote())
         path = checkpoint.save_checkpoint(
             self._checkpoints,
             self._policy.config_dict(),

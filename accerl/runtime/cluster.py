@@ -64,7 +64,7 @@ def start(config: ClusterConfig, folder: Path) -> tuple[str, str | None]:
         "object_store_memory": config.object_store_mb * 2**20,
     }
     try:
-        context = ray.init(
+        ray.init(
             address="local" if config.address is None else config.address,
             namespace=NAMESPACE,
             log_to_driver=False,
@@ -76,7 +76,7 @@ def start(config: ClusterConfig, folder: Path) -> tuple[str, str | None]:
         raise ConfigError(
             f"cluster.address: no Ray cluster answers at {config.address} ({reason}); start one with `ray start --head`"
         ) from None
-    return context.address_info["gcs_address"], None if token_path is None else str(token_path.resolve())
+    return ray.get_runtime_context().gcs_address, None if token_path is None else str(token_path.resolve())
 
 
 def join(connection: Connection) -> None:

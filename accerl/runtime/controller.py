@@ -1,8 +1,8 @@
 """The controller of a run: hands out episodes, gathers results, steers the learner, keeps the roles at work.
 
-    launch ─► host process ─► Controller actor ─► replay, learner, inference, rollout actors
-                                  ▲
-                    attach ───────┘  (notebooks, shells)
+launch ─► host process ─► Controller actor ─► replay, learner, inference, rollout actors
+                              ▲
+                attach ───────┘  (notebooks, shells)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from accerl.config import ConfigError, RunConfig, suggest
 from accerl.metrics import MetricsWriter, RunMetrics
 from accerl.runtime import placement
 from accerl.runtime.run import write_status
-from accerl.runtime.supervisor import Incidents, RoleFailed, keep_running
+from accerl.runtime.supervisor import Incidents, RoleError, keep_running
 from accerl.tasks import TaskSampler
 from accerl.types import Episode, EpisodePlan, Trajectory
 
@@ -64,7 +64,7 @@ class Controller:
             self._set_state("running")
             await self._supervise()
             self._set_state("finished")
-        except (RoleFailed, ConfigError) as error:
+        except (RoleError, ConfigError) as error:
             self._set_state("failed", str(error))
         finally:
             self._writer.close()
@@ -185,12 +185,14 @@ class Controller:
             if name != "learner"
         ]
         report = asyncio.create_task(self._report())
+        pending = {learner, report, *others}
         try:
-            done, _ = await asyncio.wait([learner, report, *others], return_when=asyncio.FIRST_EXCEPTION)
-            for task in done:
-                task.result()
+            while learner in pending:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
         finally:
-            for task in (learner, report, *others):
+            for task in pending:
                 task.cancel()
         self._write_line(await self._roles.health())
 

@@ -1,6 +1,6 @@
 """The same roles in one process, in lockstep and deterministic: for debugging, parity and tests.
 
-    all slots step ─► one forward ─► … ─► every `decisions_per_update` decisions: one update ─► new weights at once
+all slots step ─► one forward ─► … ─► every `decisions_per_update` decisions: one update ─► new weights at once
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,9 +88,7 @@ def place(config: RunConfig, start: Path) -> Roles:
         options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 0, "name": f"{config.name}/{name}"}
         return ray.remote(kind).options(**options)
 
-    replay = [
-        remote(ReplayActor, f"replay-{index}").remote(config, index) for index in range(config.replay.num_shards)
-    ]
+    replay = [remote(ReplayActor, f"replay-{index}").remote(config, index) for index in range(config.replay.num_shards)]
     learner = remote(LearnerActor, "learner").remote(config, start, replay, controller)
     inference = [remote(InferenceActor, "inference-0").remote(config, 0, endpoint, start, controller)]
     rollout = [

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
 from accerl.types import Episode, EpisodePlan, Trajectory, Weights
 
@@ -92,4 +92,7 @@ class RayWeights:
         if answer is None:
             return None
         self._publication, version, (reference,) = answer
-        return Weights(version=version, tensors=ray.get(reference, timeout=60))
+        try:
+            return Weights(version=version, tensors=ray.get(reference, timeout=60))
+        except (ObjectLostError, GetTimeoutError):
+            return None  # the learner died with them; it publishes again when it is back

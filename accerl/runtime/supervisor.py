@@ -20,7 +20,7 @@ ANSWER_WITHIN_S = 120.0
 """For a restarted process, which has to import its libraries."""
 
 
-class RoleFailed(RuntimeError):
+class RoleError(RuntimeError):
     """A role failed again and again; the run cannot go on."""
 
 
@@ -42,7 +42,7 @@ async def keep_running(name: str, actor: Any, incidents: Incidents) -> None:
     """Run a role until its work is done; after a failure restart it, with a pause that doubles.
 
     Raises:
-        RoleFailed: too many failures in a short time.
+        RoleError: too many failures in a short time.
     """
     failures: deque[float] = deque(maxlen=MAX_FAILURES)
     incarnation = 0
@@ -58,7 +58,7 @@ async def keep_running(name: str, actor: Any, incidents: Incidents) -> None:
         failures.append(time.monotonic())
         if len(failures) == MAX_FAILURES and failures[-1] - failures[0] < FAILURE_WINDOW_S:
             incidents.add(name, reason, "gave up")
-            raise RoleFailed(f"{name} failed {MAX_FAILURES} times in {FAILURE_WINDOW_S:.0f} s: {reason}")
+            raise RoleError(f"{name} failed {MAX_FAILURES} times in {FAILURE_WINDOW_S:.0f} s: {reason}")
         incidents.add(name, reason, "restarted")
         await asyncio.sleep(min(0.2 * 2 ** (len(failures) - 1), MAX_BACKOFF_S))
         await _answers(name, actor)
@@ -87,7 +87,7 @@ async def _answers(name: str, actor: Any) -> None:
             return
         except (RayError, TimeoutError) as error:
             if time.monotonic() > deadline:
-                raise RoleFailed(f"{name} did not answer {ANSWER_WITHIN_S:.0f} s after its restart") from error
+                raise RoleError(f"{name} did not answer {ANSWER_WITHIN_S:.0f} s after its restart") from error
             await asyncio.sleep(0.2)
 
 
