@@ -9,7 +9,6 @@ checkpoints/step-00000120/
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from accerl.config import ConfigError
+from accerl.files import replaced
 from accerl.policies import build_policy
 from accerl.protocols import Policy
 
@@ -99,52 +99,6 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints below `folder`, oldest first."""
     return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
-
-
-class replaced:  # noqa: N801 - reads as a verb: with replaced(folder) as temporary
-    """A context that gives a temporary folder and puts it, synced, in the place of `folder` when nothing was raised."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self._temporary, ignore_errors=True)
-        self._temporary.mkdir(parents=True)
-        return self._temporary
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-            return
-        for path in (*self._temporary.iterdir(), self._temporary):
-            sync(path)
-        old = self._folder.with_name(f".{self._folder.name}.{os.getpid()}.old")
-        if self._folder.exists():
-            self._folder.rename(old)
-        self._temporary.rename(self._folder)
-        sync(self._folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def write_file(path: Path, content: str, mode: int = 0o644) -> None:
-    """Replace a text file so that a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's or a folder's content is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def flatten_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from accerl.evaluation import SuccessRate
+from accerl.files import read_lines
 from accerl.types import Episode
 
 WINDOW = 100
@@ -142,15 +143,6 @@ class MetricsWriter:
         self._board.close()
 
 
-def read_lines(path: Path, after: int = 0) -> list[dict[str, Any]]:
-    """The complete JSON lines of a file from number `after` on; a line that is still being written is left out."""
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in text.splitlines(keepends=True)[after:] if line.endswith("\n")]
-
-
 def rewind(path: Path, decisions: int) -> None:
     """Move the lines past `decisions` into `PATH.lost`: a resumed run takes that stretch again."""
     lines = read_lines(path)
@@ -162,9 +154,3 @@ def rewind(path: Path, decisions: int) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
     temporary.rename(path)
-
-
-def append_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Append one JSON line."""
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")

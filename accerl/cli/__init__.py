@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -30,7 +30,11 @@ DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(_dispatch, list(sys.argv[1:] if arguments is None else arguments))
+
+
+def guarded(action: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """The exit code of an action, whose errors become one line on stderr unless `--debug` is among the arguments."""
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
@@ -41,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return _dispatch(arguments)
+        return action(arguments)
     except KeyboardInterrupt:
         return INTERRUPTED
     except (ConfigError, RuntimeError, OSError) as error:

@@ -27,7 +27,7 @@ class CloneOptions(Section):
     overwrite: bool = False
     """Replace a policy that is there already."""
     config: Path | None = None
-    """TOML or JSON file whose `policy` and `clone` sections are used."""
+    """Recipe (`quickstart`) or TOML or JSON file whose `policy` and `clone` sections are used."""
     policy: PolicyConfig = PolicyConfig()
     clone: CloneConfig = CloneConfig()
 
@@ -56,8 +56,9 @@ def clone(options: CloneOptions) -> int:
             on_update=lambda _, loss: advance(f"loss {loss:.3f}"),
         )
     save_policy(options.out, policy.config_dict(), policy.state_dict())
-    origin = {"env": env, "demos": options.data, "policy": options.policy, "clone": config, "loss": loss}
-    write_file(options.out / ORIGIN, json.dumps(origin, default=_jsonable, indent=1))
+    recorded = json.loads((options.data / "dataset.json").read_text())
+    origin = {"env": recorded["env"], "demos": recorded["demos"], **options.model_dump(mode="json"), "loss": loss}
+    write_file(options.out / ORIGIN, json.dumps(origin, indent=1))
     say(f"loss {loss:.3f} over the last tenth: {options.out}")
     return 0
 
@@ -86,10 +87,6 @@ def starting_policy(config: PolicyConfig, env: EnvConfig, demonstrations: Sequen
         return TinyVLA(TinyVLAConfig.for_env(spec, instructions, value_probability=returns_are_probabilities, **sizes))
     except ValueError as error:
         raise ConfigError(str(error)) from None
-
-
-def _jsonable(value: object) -> object:
-    return value.model_dump(mode="json") if isinstance(value, Section) else str(value)
 
 
 COMMAND = Command(

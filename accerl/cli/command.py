@@ -27,6 +27,8 @@ class Command(Generic[Options]):
     """Gives the exit code."""
     examples: tuple[tuple[str, str], ...]
     """What is wanted, and the command line that does it."""
+    start: str | None = None
+    """What starts it, if not `accerl NAME`."""
     positional: str | None = None
     """The option that may be given as a bare word."""
     base: Callable[[type[Options], Mapping[str, Any]], dict[str, Any]] = from_file
@@ -43,34 +45,35 @@ class Command(Generic[Options]):
     def help(self) -> RenderableType:
         word = f" [{self.positional.upper()}]" if self.positional else ""
         return Group(
-            Text(f"usage: accerl {self.name}{word} [--option VALUE ...]\n"),
+            Text(f"usage: {self.start or f'accerl {self.name}'}{word} [--option VALUE ...]\n"),
             Text(f"{self.summary}\n"),
             Text("examples", style="bold"),
             *(Text.assemble("  # ", purpose, "\n  ", (line, "cyan")) for purpose, line in self.examples),
-            *_sections(self.options),
+            *_sections(self.options, self.base(self.options, {})),
         )
 
 
-def _sections(model: type[Section]) -> list[RenderableType]:
-    """A table of the model's own options, then one for each section below it."""
+def _sections(model: type[Section], values: Mapping[str, Any]) -> list[RenderableType]:
+    """A table of the model's own options, then one for each section below it; `values` go before the defaults."""
     own = {name: field for name, field in model.model_fields.items() if not is_section(field.annotation)}
-    tables: list[RenderableType] = [_table("options", "", own)]
+    tables: list[RenderableType] = [_table("options", "", own, values)]
     for name, field in model.model_fields.items():
         if is_section(field.annotation):
             section: Any = field.annotation
             about = field.description or section.__doc__.splitlines()[0]
-            tables.append(_table(f"{name}: {about}", f"{name}.", section.model_fields))
+            tables.append(_table(f"{name}: {about}", f"{name}.", section.model_fields, values.get(name, {})))
     return tables
 
 
-def _table(title: str, prefix: str, fields: dict[str, Any]) -> RenderableType:
+def _table(title: str, prefix: str, fields: Mapping[str, Any], values: Mapping[str, Any]) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(max_width=44)
     table.add_column(ratio=1)
     for name, field in fields.items():
         option = Text.assemble((f"--{prefix}{name}".replace("_", "-"), "cyan"), " ", (metavar(field.annotation), "dim"))
         about = Text(" ".join((field.description or "").split()), overflow="fold")
-        about.append(" (required)" if field.is_required() else f" ({show(field.default)})", style="dim")
+        default = "required" if field.is_required() else show(values.get(name, field.default))
+        about.append(f" ({default})", style="dim")
         table.add_row(option, about)
     return Group(Text(), Text(title, style="bold"), Padding(table, (0, 0, 0, 2)))
 
@@ -89,7 +92,7 @@ def show(value: Any) -> str:
             return "none"
         case bool():
             return "on" if value else "off"
-        case tuple():
+        case tuple() | list():
             return ",".join(map(show, value))
         case _:
             return str(value)

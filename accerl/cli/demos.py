@@ -17,7 +17,7 @@ class DemosOptions(Section):
     overwrite: bool = False
     """Replace a data set that is there already."""
     config: Path | None = None
-    """TOML or JSON file whose `env` and `demos` sections are used."""
+    """Recipe (`quickstart`) or TOML or JSON file whose `env` and `demos` sections are used."""
     env: EnvConfig = EnvConfig()
     demos: DemosConfig = DemosConfig()
 

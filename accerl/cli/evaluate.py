@@ -30,7 +30,7 @@ class EvalOptions(Section):
     policy: Path
     """Folder of the policy: made by `accerl clone`, or RUN/checkpoints/step-N, or RUN for its newest checkpoint."""
     config: Path | None = None
-    """TOML or JSON file whose `env` section is used; default: the environment that the policy was made for."""
+    """Recipe (`quickstart`) or TOML or JSON file whose `env` section is used; default: what the policy was made for."""
     episodes_per_task: Positive = 25
     """Episodes of each task."""
     greedy: bool = False

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from accerl.config import ConfigError, EnvConfig, RunConfig, Section, merge, read_file
 
 Options = TypeVar("Options", bound=Section)
+RECIPES = Path(__file__).parents[1] / "recipes"
 TRUTHS = ("true", "false", "yes", "no", "on", "off")
 """Words that a switch takes as its value; any other word after it is not meant for it."""
 
@@ -58,7 +59,7 @@ def parse(arguments: Sequence[str], model: type[Section], positional: str | None
 
 
 def from_file(model: type[Section], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields in the file that `values["config"]` names, if it names one.
+    """The fields in the file, or the recipe of `accerl/recipes`, that `values["config"]` names, if it names one.
 
     The file is a `RunConfig` and is checked as a whole, so that one recipe serves every command; commands other than
     `train` take from it the sections that they have.
@@ -68,11 +69,17 @@ def from_file(model: type[Section], values: Mapping[str, Any]) -> dict[str, Any]
     """
     if not (path := values.get("config")):
         return {}
-    fields = read_file(Path(path))
+    fields = read_file(find_file(path))
     RunConfig(**fields)
     if issubclass(model, RunConfig):
         return fields
     return {name: value for name, value in fields.items() if is_section(annotation_of(model, name))}
+
+
+def find_file(name: str) -> Path:
+    """The recipe of that name, or else the file."""
+    recipe = RECIPES / f"{name}.toml"
+    return recipe if recipe.is_file() else Path(name)
 
 
 def build(model: type[Options], fields: Mapping[str, Any], values: Mapping[str, Any]) -> Options:

@@ -22,7 +22,7 @@ class TrainOptions(RunConfig):
     """A run, and how to start it."""
 
     config: Path | None = None
-    """TOML or JSON file with any of these settings; what stands on the command line goes before it."""
+    """Recipe (`quickstart`) or TOML or JSON file with any of these settings; the command line goes before it."""
     resume: bool | str = False
     """Go on from the newest checkpoint of a run: its name below `root`, or its folder; default: the one called `name`.
     Its settings are kept, apart from those given here."""
@@ -91,7 +91,7 @@ COMMAND = Command(
     run=train,
     base=resumed_or_from_file,
     examples=(
-        ("a recipe, with one thing changed", "accerl train --config recipe.toml --learner.policy-lr 1e-4"),
+        ("a recipe, with one thing changed", "accerl train --config quickstart --learner.policy-lr 1e-4"),
         (
             "a small world without a simulator",
             "accerl train --env.suite dots --env.tasks red,blue --limits.max-wall-s 60",

@@ -213,7 +213,6 @@ class LearnerActor(Role):
         self._weights.publish(self._learner.weights())
         prefetcher = Prefetcher(RaySource(self._shards), self._pack, config.batch_decisions, config.prefetch)
         last_save = time.monotonic()
-        answer = None
         try:
             while not steering["stop"]:
                 if self._wanted.is_set() or time.monotonic() - last_save > config.checkpoint_every_s:
@@ -228,10 +227,8 @@ class LearnerActor(Role):
                 metrics = self._learner.update(batch, steering["progress"])
                 if self._learner.updates % config.publish_every == 0:
                     self._weights.publish(self._learner.weights())
-                if answer is not None:
-                    steering = ray.get(answer)  # of the update before: it has long been there
-                    self._turn(steering["knobs"])
-                answer = self._controller.steer.remote({"updates": self._learner.updates, **metrics})
+                steering = ray.get(self._controller.steer.remote({"updates": self._learner.updates, **metrics}))
+                self._turn(steering["knobs"])
         finally:
             prefetcher.close()
         self._save()

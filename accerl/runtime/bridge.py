@@ -26,7 +26,8 @@ class Bridge:
         mine, theirs = _pipe()
         self._pipe = mine
         self._lock = threading.Lock()
-        with (folder / "logs" / "bridge.log").open("a") as log:
+        self._log = folder / "logs" / "bridge.log"
+        with self._log.open("a") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "accerl.runtime.bridge", str(folder), str(theirs)],
                 pass_fds=[theirs],
@@ -34,6 +35,7 @@ class Bridge:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                env=child_environment(),
             )
         os.close(theirs)
 
@@ -48,8 +50,8 @@ class Bridge:
             try:
                 self._pipe.send((method, arguments))
                 kind, content = self._pipe.recv()
-            except (EOFError, BrokenPipeError) as error:
-                raise ConnectionError("the run's cluster is not there any more") from error
+            except (EOFError, OSError) as error:
+                raise ConnectionError(f"the run's cluster is not there any more; see {self._log}") from error
         if kind == "refused":
             raise ConfigError(content)
         if kind == "failed":
@@ -64,6 +66,11 @@ class Bridge:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def child_environment() -> dict[str, str]:
+    """For a Python process that finds every module that this one finds."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
 
 
 def serve(folder: Path, pipe: Pipe) -> None:

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from accerl.checkpoint import write_file
 from accerl.config import ClusterConfig, ConfigError
+from accerl.files import write_file
 
 NAMESPACE = "accerl"
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import psutil
 
-from accerl import metrics as metrics_files
 from accerl.checkpoint import list_checkpoints, load_checkpoint
 from accerl.config import ConfigError, RunConfig, suggest
-from accerl.metrics import MetricsWriter, RunMetrics
+from accerl.files import append_line
+from accerl.metrics import MetricsWriter, RunMetrics, rewind
 from accerl.runtime import placement
 from accerl.runtime.run import write_status
 from accerl.runtime.supervisor import Incidents, RoleError, keep_running
@@ -141,7 +141,7 @@ class Controller:
             current = getattr(self._config, section)
             type(current)(**{**current.model_dump(), **fields})
         for name, value in knobs.items():
-            metrics_files.append_line(
+            append_line(
                 self._config.folder / "events.jsonl",
                 {"time": time.time(), "decisions": self._metrics.decisions, "set": name, "to": value},
             )
@@ -238,7 +238,7 @@ class Controller:
         self._tasks.load_state_dict(run["tasks"])
         self._metrics.load_state_dict(run["metrics"])
         self._updates = learner["updates"]
-        metrics_files.rewind(self._config.folder / "metrics.jsonl", self._metrics.decisions)
+        rewind(self._config.folder / "metrics.jsonl", self._metrics.decisions)
 
 
 def _find_knob(name: str) -> tuple[str, str]:
@@ -247,5 +247,5 @@ def _find_knob(name: str) -> tuple[str, str]:
     for known, fields in KNOBS.items():
         if field in fields and section in ("", known):
             return known, field
-    names = [f"{known}.{field}" for known, fields in KNOBS.items() for field in fields]
-    raise ConfigError(f"{name}: not a setting that can be changed while running; {suggest(name, names)}")
+    names = [known for fields in KNOBS.values() for known in fields]
+    raise ConfigError(f"{name}: not a setting that can be changed while running; {suggest(field, names)}")

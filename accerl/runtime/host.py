@@ -89,8 +89,7 @@ def _host(config: RunConfig, stop: threading.Event, owner: int | None) -> str:
                 actor.stop.remote()
                 deadline = time.monotonic() + STOP_WITHIN_S
             if deadline is not None and time.monotonic() > deadline:
-                write_status(config.folder, {"state": "failed", "reason": "it did not stop in time and was ended"})
-                return "failed"
+                raise TimeoutError(f"the roles did not stop within {STOP_WITHIN_S:.0f} s and were ended")
     finally:
         ray.shutdown()
 

@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from accerl.config import ConfigError, RunConfig
-from accerl.metrics import read_lines
-from accerl.runtime.bridge import Bridge
+from accerl.files import read_lines, write_file
+from accerl.runtime.bridge import Bridge, child_environment
 from accerl.types import Trajectory
 
 LIVE = ("starting", "running", "paused", "stopping")
@@ -60,7 +60,7 @@ def launch(config: RunConfig, *, resume: bool = False, owner_pid: int | None = N
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            env=child_environment(),
         )
     return Run(folder, host)
 
@@ -177,11 +177,11 @@ class Run:
             TimeoutError: it goes on after `timeout_s`.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while (state := self.status()["state"]) in LIVE or self._host_ending():
+        while self.status()["state"] in LIVE or self._host_ending():
             if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"{self.name} is still {state} after {timeout_s:.0f} s")
+                raise TimeoutError(f"{self.name} is still {self.status()['state']} after {timeout_s:.0f} s")
             time.sleep(0.2)
-        return state
+        return self.status()["state"]
 
     def __enter__(self) -> Self:
         return self
@@ -217,8 +217,6 @@ class Run:
 
 def write_status(folder: Path, fields: dict[str, Any]) -> None:
     """Replace `status.json`; `host` and `host_pid` stay unless they are given."""
-    from accerl.checkpoint import write_file
-
     path = folder / "status.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     kept = {key: before[key] for key in ("host", "host_pid") if key in before}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import deque
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from accerl.files import append_line
 
 MAX_FAILURES = 6
 """Failures of one role within `FAILURE_WINDOW_S` that end the run."""
@@ -34,8 +35,7 @@ class Incidents:
     def add(self, role: str, what: str, action: str) -> None:
         self.count += 1
         line = {"time": time.time(), "role": role, "what": what, "action": action}
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self._path, line)
 
 
 async def keep_running(name: str, actor: Any, incidents: Incidents) -> None:
