@@ -156,6 +156,8 @@ class ObjectiveConfig(Section):
     """Multiplies negative normalised advantages; 1 is the paper."""
     behaviour_kl: Annotated[float, Field(ge=0)] = 0.0
     """c_kl: coefficient of KL(mu || pi), which holds the policy near those that made the data."""
+    reference_kl: Annotated[float, Field(ge=0)] = 0.0
+    """Coefficient of KL(pi || start), which pulls back where the rewards say nothing; costs a forward an update."""
     value_coefficient: Annotated[float, Field(ge=0)] = 0.5
     """c_v."""
     entropy_coefficient: Annotated[float, Field(ge=0)] = 0.0

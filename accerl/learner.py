@@ -27,12 +27,18 @@ from accerl.types import Batch, Evaluation, ObservationBatch, Weights
 class Learner:
     """Owns the parameters that train.
 
+    Args:
+        reference: the frozen policy that `objective.reference_kl` holds on to.
+
     `updates` counts its optimizer steps. `version` names the parameters and rises with each step; a learner that was
     restarted goes on above every version that is already in use.
     """
 
-    def __init__(self, policy: Policy, learner: LearnerConfig, objective: ObjectiveConfig):
+    def __init__(
+        self, policy: Policy, learner: LearnerConfig, objective: ObjectiveConfig, reference: Policy | None = None
+    ):
         self.policy = policy.to(learner.device).train()
+        self._reference = None if reference is None else reference.to(learner.device).train(False)
         self.version = 0
         self.updates = 0
         self._config = learner
@@ -141,9 +147,15 @@ class Learner:
         else:
             objective = objectives.ppo(log_ratio, scaled, mask, config.clip)
         kl = objectives.behaviour_kl(log_ratio, mask) if config.behaviour_kl else log_ratio.new_zeros(())
+        reference_kl = self._reference_kl(batch, evaluation.log_prob, mask)
         entropy = objectives.masked_mean(evaluation.entropy, mask)
         value_loss = self._value_loss(evaluation.value, target)
-        policy_loss = objective.loss + config.behaviour_kl * kl - config.entropy_coefficient * entropy
+        policy_loss = (
+            objective.loss
+            + config.behaviour_kl * kl
+            + config.reference_kl * reference_kl
+            - config.entropy_coefficient * entropy
+        )
 
         token_share = (mask.sum() / whole.mask.sum()).item()
         decision_share = batch.num_decisions / whole.num_decisions
@@ -151,11 +163,19 @@ class Learner:
         return decision_share, {
             "policy_loss": objective.loss.item(),
             "value_loss": value_loss.item(),
+            "reference_kl": reference_kl.item(),
             "entropy": entropy.item(),
             "explained_variance": explained_variance(evaluation.value.detach(), target),
             "value_mean": evaluation.value.mean().item(),
             **token_diagnostics(log_ratio, objective.weight, mask),
         }
+
+    def _reference_kl(self, batch: Batch, log_prob: Tensor, mask: Tensor) -> Tensor:
+        if self._reference is None or not self._objective.reference_kl:
+            return log_prob.new_zeros(())
+        with torch.no_grad():
+            reference = self._reference.evaluate(batch.observations[: batch.num_decisions], batch.blob)
+        return objectives.reference_kl(log_prob, reference.log_prob, mask)
 
     def _evaluate(self, batch: Batch) -> Evaluation:
         return self.policy.evaluate(batch.observations[: batch.num_decisions], batch.blob)

@@ -107,7 +107,7 @@ def _evaluations(axes: Axes, x: float, rates: Rates | None, side: int) -> None:
         axes.errorbar(
             x,
             rate["rate"],
-            yerr=[[rate["rate"] - low], [high - rate["rate"]]],
+            yerr=[[max(0.0, rate["rate"] - low)], [max(0.0, high - rate["rate"])]],  # free of rounding
             fmt=marker,
             color=colour,
             capsize=3,

@@ -23,6 +23,7 @@ from accerl.cli.processes import run_commands
 from accerl.cli.train import TrainOptions, train
 from accerl.config import ConfigError, Positive, PositiveFloat, RunConfig
 from accerl.console import ENDED, say
+from accerl.files import write_file
 
 
 class QuickstartOptions(RunConfig):
@@ -51,7 +52,6 @@ class Places:
 
 
 def quickstart(options: QuickstartOptions) -> int:
-    from accerl.checkpoint import write_file
 
     places = Places(options.out)
     recipe = recipe_of(options)
@@ -166,7 +166,6 @@ def evaluate(places: Places, options: QuickstartOptions) -> dict[str, dict[str, 
 def report(places: Places, options: QuickstartOptions, results: dict[str, dict[str, Any]]) -> None:
     """Write and print what came out."""
     from accerl import summary
-    from accerl.checkpoint import write_file
     from accerl.plots import curve
     from accerl.runtime.run import attach
 

@@ -38,7 +38,14 @@ class Replay:
         self.num_decisions = 0
         self.unused_decisions = 0
         self.pushed_decisions = 0
+        self.used_decisions = 0
+        """Trained on at least once."""
         self.sampled_decisions = 0
+
+    @property
+    def discarded_decisions(self) -> int:
+        """Decisions that went without ever being trained on."""
+        return self.pushed_decisions - self.used_decisions - self.unused_decisions
 
     def push(self, trajectory: Trajectory) -> bool:
         """Take ownership; False if there is no room because the oldest decisions have not been used yet.
@@ -85,6 +92,7 @@ class Replay:
         entry = self._entries[key]
         if entry.uses == 0:
             self.unused_decisions -= entry.trajectory.num_decisions
+            self.used_decisions += entry.trajectory.num_decisions
         self._leave_bucket(entry)
         entry.uses += 1
         if entry.uses < self._max_reuse:

@@ -11,6 +11,7 @@ from accerl.cli.command import Command
 from accerl.cli.evaluate import ORIGIN
 from accerl.config import CloneConfig, ConfigError, EnvConfig, PolicyConfig, Section
 from accerl.console import progress, say
+from accerl.files import write_file
 
 if TYPE_CHECKING:
     from accerl.demos import Demonstration
@@ -36,7 +37,7 @@ def clone(options: CloneOptions) -> int:
     import torch
 
     from accerl import demos, imitation
-    from accerl.checkpoint import save_policy, write_file
+    from accerl.checkpoint import save_policy
 
     if (options.out / "policy.json").exists() and not options.overwrite:
         raise ConfigError(f"out: {options.out} holds a policy; add --overwrite or give another folder")

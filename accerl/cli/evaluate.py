@@ -14,6 +14,7 @@ from accerl.cli.command import Command
 from accerl.cli.options import from_file
 from accerl.config import ConfigError, EnvConfig, InferenceConfig, NonNegative, Positive, Section, read_file
 from accerl.console import progress, say
+from accerl.files import write_file
 
 if TYPE_CHECKING:
     from accerl.evaluation import EvaluationReport
@@ -51,7 +52,7 @@ class EvalOptions(Section):
 def evaluate(options: EvalOptions) -> int:
     import torch
 
-    from accerl.checkpoint import load_policy, write_file
+    from accerl.checkpoint import load_policy
     from accerl.envs import make_env
     from accerl.evaluation import evaluate as play
     from accerl.inference import PolicyServer

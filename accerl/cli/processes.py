@@ -40,7 +40,10 @@ def run_commands(commands: Sequence[Sequence[str]], at_once: int = 1, log: Path 
             time.sleep(0.1)
             if failed := [process.returncode for process in running if process.poll()]:
                 raise SystemExit(max(1, failed[0]))
-            running = [process for process in running if process.returncode is None]
+            still = [process for process in running if process.returncode is None]
+            if log is not None and len(still) < len(running):
+                say(f"{len(commands) - len(waiting) - len(still)} of {len(commands)} done")
+            running = still
     finally:
         for process in running:
             process.terminate()

@@ -59,6 +59,19 @@ def ppo(
     return Objective(-masked_mean(surrogate, mask), torch.where(clipped, 0.0, ratio).detach())
 
 
+def reference_kl(
+    log_prob: Float[Tensor, "decision token"],
+    reference_log_prob: Float[Tensor, "decision token"],
+    mask: Bool[Tensor, "decision token"],
+) -> Float[Tensor, ""]:
+    r"""$KL(\pi \| \pi_0)$ from (nearly on-policy) samples: the mean of $r - 1 - \log r$ with $r = \pi_0 / \pi$.
+
+    Never negative; the estimator that Schulman calls k3.
+    """
+    log_ratio = reference_log_prob - log_prob
+    return masked_mean(torch.expm1(log_ratio) - log_ratio, mask)
+
+
 def behaviour_kl(log_ratio: Float[Tensor, "decision token"], mask: Bool[Tensor, "decision token"]) -> Float[Tensor, ""]:
     r"""$KL(\mu \| \pi)$ from samples of $\mu$: the mean of $\rho - 1 - l$, unbiased and never negative."""
     return masked_mean(torch.expm1(log_ratio) - log_ratio, mask)

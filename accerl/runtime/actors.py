@@ -28,6 +28,7 @@ from accerl.replay import Replay
 from accerl.rollout import RolloutWorker, derive_seed
 from accerl.runtime.ports import RaySink, RaySource, RayTasks, RayWeights
 from accerl.runtime.requests import RequestClient, RequestServer
+from accerl.trajectories import TrajectorySample
 from accerl.types import Batch, Trajectory
 
 
@@ -127,6 +128,7 @@ class ReplayActor(Role):
         self._replay = Replay(config.replay, derive_seed(config.seed, index, 7))
         self._changed = asyncio.Condition()
         self._recent: deque[Trajectory] = deque(maxlen=32)
+        self._sample = TrajectorySample(config.folder / "trajectories")
         self._forever = asyncio.Event()
 
     async def run(self, incarnation: int) -> None:
@@ -147,6 +149,7 @@ class ReplayActor(Role):
             await self._changed.wait_for(lambda: self._replay.push(own))
             self._changed.notify_all()
         self._recent.append(own)
+        await asyncio.to_thread(self._sample.offer, own)
 
     async def sample(self, num_decisions: int, timeout_s: float) -> list[Trajectory]:
         deadline = time.monotonic() + timeout_s
@@ -170,7 +173,7 @@ class ReplayActor(Role):
             "progress": replay.pushed_decisions,
             "decisions": replay.num_decisions,
             "unused": replay.unused_decisions,
-            "sampled": replay.sampled_decisions,
+            "discarded": replay.discarded_decisions,
         }
 
 
@@ -188,7 +191,8 @@ class LearnerActor(Role):
         self._checkpoints = config.folder / "checkpoints"
         written = checkpoint.list_checkpoints(self._checkpoints)
         self._policy: Policy = checkpoint.load_policy(written[-1] if written else start)
-        self._learner = Learner(self._policy, config.learner, config.objective)
+        reference = checkpoint.load_policy(start) if config.objective.reference_kl else None
+        self._learner = Learner(self._policy, config.learner, config.objective, reference)
         if written:
             self._learner.load_state_dict(checkpoint.load_checkpoint(written[-1])[0])
         self._wanted = threading.Event()

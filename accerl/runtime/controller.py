@@ -27,7 +27,7 @@ from accerl.types import Episode, EpisodePlan, Trajectory
 
 REPORT_EVERY_S = 2.0
 KNOBS = {
-    "objective": ("sigma", "clip", "negative_scale", "behaviour_kl", "entropy_coefficient", "value_coefficient"),
+    "objective": ("sigma", "clip", "negative_scale", "behaviour_kl", "reference_kl", "entropy_coefficient", "value_coefficient"),
     "learner": ("policy_lr", "value_lr", "max_grad_norm", "publish_every"),
 }
 """What may be changed while the run goes on."""
@@ -213,7 +213,6 @@ class Controller:
             "updates": self._updates,
             "version": self._weights[1],
             "task_probability": self._tasks.probabilities(),
-            "discarded_decisions": 0,
             "incidents": self._incidents.count,
             "cores_busy": [share / 100 for share in psutil.cpu_percent(percpu=True)],
         }

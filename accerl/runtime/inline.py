@@ -40,7 +40,8 @@ class InlineRun:
     ):
         self.config = config
         self.episodes: list[Episode] = []
-        self.learner = Learner(policy, config.learner, config.objective)
+        reference = copy.deepcopy(policy) if config.objective.reference_kl else None
+        self.learner = Learner(policy, config.learner, config.objective, reference)
         self.tasks = TaskSampler(config.env.tasks, config.tasks, config.seed)
         self.replay = Replay(config.replay, config.seed)
         self._server = PolicyServer(copy.deepcopy(policy), config.inference)

@@ -55,12 +55,13 @@ class Roles:
                 for key in ("progress", "batches", "wait_s"):
                     if key in now:
                         totals[f"{kind}.{key}"] = totals.get(f"{kind}.{key}", 0.0) + now[key] - before[key]
-            for key in ("decisions", "unused"):
+            for key in ("decisions", "unused", "discarded"):
                 if key in now:
                     totals[f"{kind}.{key}"] = totals.get(f"{kind}.{key}", 0.0) + now[key]
         line = {f"{kind}_busy": sum(values) / len(values) for kind, values in shares.items() if values}
         line["replay_decisions"] = totals.get("replay.decisions", 0.0)
         line["replay_unused"] = totals.get("replay.unused", 0.0)
+        line["discarded_decisions"] = totals.get("replay.discarded", 0.0)
         if totals.get("inference.batches"):
             line["batch_size_mean"] = totals["inference.progress"] / totals["inference.batches"]
             line["window_wait_ms"] = 1000 * totals["inference.wait_s"] / totals["inference.progress"]

@@ -1,0 +1,70 @@
+"""Trajectories as safetensors files: the sample of them that a run keeps in `trajectories/`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from accerl.config import ConfigError
+from accerl.types import Trajectory
+
+FORMAT = 1
+
+
+def save(path: Path, trajectory: Trajectory) -> None:
+    """Write one trajectory; a reader never sees a part of it."""
+    values = {field.name: getattr(trajectory, field.name) for field in fields(Trajectory) if field.name != "blob"}
+    arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+    blob = {f"blob.{name}": value for name, value in trajectory.blob.items()}
+    facts = {name: value for name, value in values.items() if name not in arrays}
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file(
+        {name: np.ascontiguousarray(value) for name, value in (arrays | blob).items()},
+        temporary,
+        metadata={"format": str(FORMAT), "facts": json.dumps(facts)},
+    )
+    temporary.rename(path)
+
+
+def load(path: Path) -> Trajectory:
+    """The trajectory of a file.
+
+    Raises:
+        ConfigError: the file is of another format.
+    """
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != str(FORMAT):
+            raise ConfigError(f"trajectory: {path} has format {metadata.get('format')}, this version reads {FORMAT}")
+        arrays: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    blob = {name.removeprefix("blob."): arrays.pop(name) for name in list(arrays) if name.startswith("blob.")}
+    return Trajectory(**arrays, **json.loads(metadata["facts"]), blob=blob)
+
+
+class TrajectorySample:
+    """Keeps every `every`-th trajectory in a folder, at most `keep` of them, the newest."""
+
+    def __init__(self, folder: Path, every: int = 50, keep: int = 64):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._every = every
+        self._keep = keep
+        self._seen = 0
+        self._written = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+
+    def offer(self, trajectory: Trajectory) -> None:
+        """Count a trajectory and perhaps write it."""
+        self._seen += 1
+        if (self._seen - 1) % self._every:
+            return
+        name = f"{trajectory.origin.replace('/', '_')}-{int(trajectory.episode_step[0])}.safetensors"
+        save(self._folder / name, trajectory)
+        self._written.append(self._folder / name)
+        while len(self._written) > self._keep:
+            self._written.pop(0).unlink(missing_ok=True)
