@@ -215,7 +215,9 @@ class DemosConfig(Section):
     speed: PositiveFloat = 0.7
     """Factor on the expert's actions; below 1 gives slow demonstrations, which leave something to learn."""
     noise: Annotated[float, Field(ge=0)] = 0.3
-    """Standard deviation of the Gaussian noise on each action."""
+    """Standard deviation of the Gaussian noise on each action, recorded with it: the cloned policy explores as much."""
+    patience: Annotated[float, Field(ge=1)] = 2.0
+    """Length of an episode, as a multiple of what a policy is given: a slow expert is recorded to the end."""
     episodes_per_shard: Positive = 50
     """Episodes in one file."""
     seed: NonNegative = 1000
@@ -315,7 +317,7 @@ class RunConfig(Section):
         return [
             (
                 objective.value_loss == "bce" and self.env.reward == "dense",
-                "objective.value_loss: 'bce' needs returns in [0, 1], which env.reward='dense' does not give; use 'mse'",
+                "objective.value_loss: 'bce' needs returns in [0, 1], not those of env.reward='dense'; use 'mse'",
             ),
             (
                 self.inference.batch_size > self.num_slots,

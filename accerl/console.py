@@ -60,6 +60,7 @@ def _follow_live(run: Run, console: Console) -> str:
 def _follow_in_lines(run: Run, console: Console) -> str:
     told = 0
     next_line = 0.0
+    last = ""
     while True:
         status = run.status()
         incidents = run.incidents()
@@ -68,8 +69,9 @@ def _follow_in_lines(run: Run, console: Console) -> str:
         told = len(incidents)
         ended = status["state"] in ENDED
         if ended or time.monotonic() >= next_line:
-            console.print(Text(line(status)), soft_wrap=True)
-            next_line = time.monotonic() + LINE_EVERY_S
+            if (text := line(status)) != last:
+                console.print(Text(text), soft_wrap=True)
+            last, next_line = text, time.monotonic() + LINE_EVERY_S
         if ended:
             return status["state"]
         time.sleep(POLL_S)

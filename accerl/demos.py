@@ -34,9 +34,10 @@ class Demonstration:
     """Taken after the observation of the same index; in [-1, 1]."""
 
 
-def single_action(config: EnvConfig) -> EnvConfig:
-    """The same environment with one action a decision and as many environment steps an episode."""
-    return config.model_copy(update={"chunk_length": 1, "max_decisions": config.max_decisions * config.chunk_length})
+def single_action(env: EnvConfig, config: DemosConfig) -> EnvConfig:
+    """The same environment with one action a decision, and `config.patience` times as long an episode."""
+    num_actions = round(env.max_decisions * env.chunk_length * config.patience)
+    return env.model_copy(update={"chunk_length": 1, "max_decisions": num_actions})
 
 
 def record(
@@ -54,7 +55,7 @@ def record(
             if tried == 6 * config.episodes_per_task:
                 raise RuntimeError(
                     f"demos.speed, demos.noise: the expert solved {task} in {kept} of {tried} episodes; "
-                    f"raise the speed, lower the noise or raise env.max_decisions"
+                    f"raise the speed or the patience, or lower the noise"
                 )
             demonstration = _play(env, expert, task, derive_seed(config.seed, index, tried))
             tried += 1

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accerl.cli import guarded
 from accerl.cli.command import Command
@@ -22,7 +22,7 @@ from accerl.cli.options import from_file
 from accerl.cli.processes import run_commands
 from accerl.cli.train import TrainOptions, train
 from accerl.config import ConfigError, Positive, PositiveFloat, RunConfig
-from accerl.console import ENDED, say
+from accerl.console import ENDED, say, spent
 from accerl.files import write_file
 
 
@@ -73,10 +73,14 @@ def quickstart(options: QuickstartOptions) -> int:
 
     stage(3, "Reinforcement learning", "simulation, inference and training run side by side and never wait for another")
     run_config = recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"checkpoint": places.policy})})
-    resume = make_room(run_config)
-    say(f"$ accerl train --config {places.config} --policy.checkpoint {places.policy}" + " --resume" * resume)
-    if code := train(TrainOptions(**run_config.model_dump(), resume=resume)):
-        return code
+    found = make_room(run_config)
+    if found == "trained":
+        say(f"kept {places.run}, trained with the same settings before")
+    else:
+        resume = found == "interrupted"
+        say(f"$ accerl train --config {places.config} --policy.checkpoint {places.policy}" + " --resume" * resume)
+        if code := train(TrainOptions(**run_config.model_dump(), resume=resume)):
+            return code
 
     stage(4, "Evaluation", "both policies play the same fresh episodes; wrong instructions show whether it listens")
     results = evaluate(places, options)
@@ -113,8 +117,8 @@ def have_clone(places: Places, recipe: RunConfig) -> bool:
     return _made_from(places.policy / ORIGIN, recipe, ("env", "demos", "policy", "clone"))
 
 
-def make_room(config: RunConfig) -> bool:
-    """Make the run's folder ready: True if it holds an interrupted run with these settings, which can go on.
+def make_room(config: RunConfig) -> Literal["nothing", "interrupted", "trained"]:
+    """What the run's folder holds of this very training, as long as its results are missing.
 
     Any other run there is kept under the next free number.
 
@@ -125,19 +129,19 @@ def make_room(config: RunConfig) -> bool:
 
     folder = config.folder
     if not (folder / "config.json").exists():
-        return False
+        return "nothing"
     run = attach(folder)
-    state = run.status()["state"]
-    if state not in ENDED:
-        raise ConfigError(f"out: {folder} is {state}; wait, or end it with `accerl stop {folder}`")
-    can_go_on = bool(run.checkpoints()) and not (folder / "summary.json").exists()
-    if can_go_on and run.config == config:
-        return True
+    status = run.status()
+    if status["state"] not in ENDED:
+        raise ConfigError(f"out: {folder} is {status['state']}; wait, or end it with `accerl stop {folder}`")
+    if run.config == config and run.checkpoints() and not (folder / "summary.json").exists():
+        complete = status["state"] == "finished" and spent(config.limits, status) == 1.0
+        return "trained" if complete else "interrupted"
     numbers = (folder.with_name(f"{folder.name}-{number}") for number in range(1, 10_000))
     aside = next(path for path in numbers if not path.exists())
     folder.rename(aside)
     say(f"kept the earlier run as {aside}")
-    return False
+    return "nothing"
 
 
 def evaluate(places: Places, options: QuickstartOptions) -> dict[str, dict[str, Any]]:
@@ -192,7 +196,7 @@ def report(places: Places, options: QuickstartOptions, results: dict[str, dict[s
         ("train on", f"accerl train --resume {places.run} --limits.max-wall-s 1200"),
         (
             "another objective",
-            f"accerl train --config quickstart --policy.checkpoint {places.policy} --objective.kind ppo",
+            f"accerl train --config {places.run / 'config.json'} --name ppo --objective.kind ppo",
         ),
         ("all curves", f"tensorboard --logdir {places.run.parent}"),
     ):

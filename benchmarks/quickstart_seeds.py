@@ -50,9 +50,7 @@ def judge(summary: dict[str, Any]) -> dict[str, Any]:
     """One flat row: the summary's numbers, each bar, and whether all of them are met."""
     start, final = summary["success_start"], summary["success_final"]
     greedy_start, greedy_final = summary["greedy_start"], summary["greedy_final"]
-    worst = min(
-        final["by_task"][task]["rate"] - start["by_task"][task]["rate"] for task in start["by_task"]
-    )
+    worst = min(final["by_task"][task]["rate"] - start["by_task"][task]["rate"] for task in start["by_task"])
     bars = {
         "sampled_up_0.25_to_0.8": final["rate"] >= max(0.8, start["rate"] + 0.25),
         "intervals_apart": final["interval"][0] > start["interval"][1],

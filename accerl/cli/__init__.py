@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -42,8 +41,7 @@ def guarded(action: Callable[[list[str]], int], arguments: list[str]) -> int:
         warnings.simplefilter(
             "ignore"
         )  # other libraries' warnings say nothing that a user of this command could change
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order, as Ctrl-C does
     try:
         return action(arguments)
     except KeyboardInterrupt:
@@ -53,6 +51,8 @@ def guarded(action: Callable[[list[str]], int], arguments: list[str]) -> int:
             raise
         print(f"accerl: error: {' '.join(str(error).split())}", file=sys.stderr)
         return WRONG if isinstance(error, ConfigError) else FAILED
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -29,7 +29,7 @@ def record(options: DemosOptions) -> int:
     if (options.out / "dataset.json").exists() and not options.overwrite:
         raise ConfigError(f"out: {options.out} holds a data set; add --overwrite or give another folder")
     config = options.demos
-    env = make_env(demos.single_action(options.env))
+    env = make_env(demos.single_action(options.env, config))
     try:
         expert = make_expert(options.env, env, speed=config.speed, noise=config.noise, seed=config.seed)
         kept = tried = 0

@@ -51,7 +51,7 @@ def parse(arguments: Sequence[str], model: type[Section], positional: str | None
             values[name[3:]] = False
         elif waiting and _takes(annotation, waiting[0]):
             values[name] = convert(waiting.popleft(), annotation)
-        elif bool in alternatives(annotation):
+        elif annotation is None or bool in alternatives(annotation):
             values[name] = True
         else:
             raise ConfigError(f"{name}: has no value; write {option} VALUE")

@@ -27,7 +27,15 @@ from accerl.types import Episode, EpisodePlan, Trajectory
 
 REPORT_EVERY_S = 2.0
 KNOBS = {
-    "objective": ("sigma", "clip", "negative_scale", "behaviour_kl", "reference_kl", "entropy_coefficient", "value_coefficient"),
+    "objective": (
+        "sigma",
+        "clip",
+        "negative_scale",
+        "behaviour_kl",
+        "reference_kl",
+        "entropy_coefficient",
+        "value_coefficient",
+    ),
     "learner": ("policy_lr", "value_lr", "max_grad_norm", "publish_every"),
 }
 """What may be changed while the run goes on."""

@@ -23,13 +23,11 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = DemosConfig(episodes_per_task=30, speed=0.8, noise=0.3)
-    env = make_env(demos.single_action(DOTS.model_copy(update={"max_decisions": 12})))
+    env = make_env(demos.single_action(DOTS, config))
     expert = make_expert(DOTS, env, speed=config.speed, noise=config.noise, seed=0)
     demonstrations = demos.record(env, expert, config)
     policy = TinyVLA(
-        TinyVLAConfig.for_env(
-            make_env(DOTS).spec, {d.instruction for d in demonstrations}, width=64, num_layers=1
-        )
+        TinyVLAConfig.for_env(make_env(DOTS).spec, {d.instruction for d in demonstrations}, width=64, num_layers=1)
     )
     imitation.clone(policy, demonstrations, DOTS.chunk_length, CloneConfig(updates=150, num_threads=1))
     folder = tmp_path_factory.mktemp("start") / "policy"

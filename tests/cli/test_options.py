@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+
+from accerl.cli.options import build, from_file, parse
+from accerl.cli.train import TrainOptions
+from accerl.config import RunConfig
+
+
+def options(line: str) -> TrainOptions:
+    values = parse(line.split(), TrainOptions)
+    return build(TrainOptions, from_file(TrainOptions, values), values)
+
+
+@pytest.mark.parametrize(
+    ("line", "section", "field", "value"),
+    [
+        ("--learner.policy-lr 1e-4", "learner", "policy_lr", 1e-4),
+        ("--learner.policy_lr=1e-4", "learner", "policy_lr", 1e-4),
+        ("--learner.policy-lr 1 --learner.policy-lr 2", "learner", "policy_lr", 2.0),
+        ("--learner.betas 0.8,0.9", "learner", "betas", (0.8, 0.9)),
+        ("--env.tasks faucet-open-v3,faucet-close-v3", "env", "tasks", ("faucet-open-v3", "faucet-close-v3")),
+        ("--env.tasks=faucet-open-v3", "env", "tasks", ("faucet-open-v3",)),
+        ("--limits.max-updates 50", "limits", "max_updates", 50),
+        ("--limits.max-updates none", "limits", "max_updates", None),
+        ("--objective.sigma inf", "objective", "sigma", float("inf")),
+        ("--objective.normalize-advantages false", "objective", "normalize_advantages", False),
+        ("--no-objective.normalize-advantages", "objective", "normalize_advantages", False),
+        ("--objective.normalize-advantages --seed 1", "objective", "normalize_advantages", True),
+        ("--policy.checkpoint a-b_c/d", "policy", "checkpoint", Path("a-b_c/d")),
+    ],
+)
+def test_an_option_sets_its_field(line, section, field, value):
+    assert getattr(getattr(options(line), section), field) == value
+
+
+def test_a_switch_needs_no_value_and_an_optional_value_may_be_left_out():
+    assert options("--detach").detach is True
+    assert options("--resume").resume is True
+    assert options("--resume --detach").resume is True
+    assert options("--resume runs/a").resume == "runs/a"
+    assert options("").resume is False
+
+
+def test_the_command_line_goes_before_the_file_and_the_file_before_the_defaults(tmp_path):
+    file = tmp_path / "config.toml"
+    file.write_text("seed = 3\n[learner]\npolicy_lr = 0.5\nvalue_lr = 0.5")
+    found = options(f"--config {file} --learner.policy-lr 0.1")
+    assert (found.seed, found.learner.policy_lr, found.learner.value_lr) == (3, 0.1, 0.5)
+    assert found.rollout == RunConfig().rollout
+
+
+def test_a_recipe_is_found_by_its_name():
+    recipe = Path(__file__).parents[2] / "accerl" / "recipes" / "quickstart.toml"
+    assert options("--config quickstart").run_config() == RunConfig.load(recipe)
