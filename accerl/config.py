@@ -32,7 +32,7 @@ class Section(BaseModel):
         ConfigError: on construction, naming the field.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants")
 
     def __init__(self, **fields: Any) -> None:
         try:

@@ -77,6 +77,16 @@ def _follow_in_lines(run: Run, console: Console) -> str:
         time.sleep(POLL_S)
 
 
+def ending(run: Run) -> str:
+    """How a run that was stopped ended, and how to go on with it."""
+    written = run.checkpoints()
+    if not written:
+        return f"{run.folder} ended before its first checkpoint; start it again under another name"
+    status = run.status()
+    how = "stopped" if status["state"] == "finished" else f"{status['state']}, {status['reason']}"
+    return f"{how}; `accerl train --resume {run.folder}` goes on from {written[-1].name}"
+
+
 def line(status: Mapping[str, Any]) -> str:
     """The state of a run in one line of plain text."""
     if status.get("decisions") is None:

@@ -182,7 +182,7 @@ class Learner:
 
     def _values(self, batch: Batch) -> Tensor:
         if self._config.recompute == "off":
-            return batch.behaviour_value
+            return batch.behaviour_value.to(self._config.device)
         with torch.no_grad():
             return self.policy.value(batch.observations[: batch.num_decisions])
 

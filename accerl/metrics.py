@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from accerl.evaluation import SuccessRate
+from accerl.evaluation import SuccessRate, mean_over_tasks
 from accerl.files import read_lines
 from accerl.types import Episode
 
@@ -76,9 +76,7 @@ class RunMetrics:
         }
         self._updates.clear()
         rolling = {task: SuccessRate(sum(outcomes), len(outcomes)) for task, outcomes in self._outcomes.items()}
-        pooled = SuccessRate(sum(r.successes for r in rolling.values()), sum(r.episodes for r in rolling.values()))
-        known = [rate.rate for rate in rolling.values() if rate.episodes]
-        low, high = pooled.interval
+        success, (low, high) = mean_over_tasks(rolling.values())
         return {
             **learner,
             "time": time.time(),
@@ -87,7 +85,7 @@ class RunMetrics:
             "env_steps": self.env_steps,
             "episodes": self.episodes,
             "trained_decisions": self.trained_decisions,
-            "success": float(np.mean(known)) if known else None,
+            "success": success,
             "success_low": low,
             "success_high": high,
             "success_by_task": {task: rate.rate for task, rate in rolling.items() if rate.episodes},

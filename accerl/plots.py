@@ -70,12 +70,13 @@ def curve(
         axes["B"].set(title="Success against time", xlabel="seconds of training")
         axes["A"].xaxis.set_major_formatter(FuncFormatter(_thousands))
         axes["B"].sharey(axes["A"])
-        axes["A"].legend(loc="lower right", ncols=2)
+        axes["A"].legend(loc="best", ncols=2)
         _lag(axes["C"], metrics)
         _throughput(axes["D"], metrics)
         _busy(axes["E"], metrics)
         for name in "CDE":
             axes[name].set_xlabel("seconds of training")
+            axes[name].set_xlim(left=0)
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +95,8 @@ def _success(axes: Axes, metrics: Metrics, x_name: str, start: Rates | None, fin
     _evaluations(axes, 0.0, start, -1)
     _evaluations(axes, float(x[-1]), final, 1)
     axes.set_ylim(0, 1.02)
-    axes.margins(x=0.07)
+    end = max(float(x[-1]), 1.0)
+    axes.set_xlim(-0.07 * end, 1.07 * end)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 

@@ -193,7 +193,7 @@ def report(places: Places, options: QuickstartOptions, results: dict[str, dict[s
             "another seed",
             f"python -m accerl.quickstart --seed {options.seed + 1} --out {places.run}-seed{options.seed + 1}",
         ),
-        ("train on", f"accerl train --resume {places.run} --limits.max-wall-s 1200"),
+        ("train on", f"accerl train --resume {places.run} {twice(figures)}"),
         (
             "another objective",
             f"accerl train --config {places.run / 'config.json'} --name ppo --objective.kind ppo",
@@ -201,6 +201,13 @@ def report(places: Places, options: QuickstartOptions, results: dict[str, dict[s
         ("all curves", f"tensorboard --logdir {places.run.parent}"),
     ):
         say(f"  # {purpose}\n  {command}")
+
+
+def twice(figures: Mapping[str, Any]) -> str:
+    """The option that lets a run go on for as long as it has taken so far."""
+    return (
+        f"--limits.max-wall-s {2 * figures['train_wall_s']:.0f} --limits.max-decisions none --limits.max-updates none"
+    )
 
 
 def film(places: Places, options: QuickstartOptions) -> None:

@@ -72,7 +72,7 @@ def show(figures: Mapping[str, Any]) -> None:
         f"{figures['env_steps']} environment steps ({figures['env_steps_per_s']:.0f}/s), "
         f"{figures['updates']} updates in {duration(figures['train_wall_s'])}\n"
         f"trained on decisions {figures['policy_lag_mean']:.1f} policy versions old (at most "
-        f"{figures['policy_lag_max']:.0f}), {figures['discarded_decisions']} discarded; "
+        f"{figures['policy_lag_max']:.0f}), {figures['discarded_decisions']:.0f} discarded; "
         f"{len(figures['incidents'])} incidents\n"
         f"busy: learner {figures['learner_busy']:.0%}, inference {figures['inference_busy']:.0%}, "
         f"rollout {figures['rollout_busy']:.0%} of a core; cores {cores}"

@@ -51,12 +51,12 @@ def details(run: Run, console: Console) -> None:
 
 
 def overview(found: list[Run]) -> Table:
-    table = Table(
-        "run", "state", "success", "decisions", "trained for", "age", box=None, padding=(0, 2), header_style="bold"
-    )
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("run", "state", "success", "decisions", "trained", "changed"):
+        table.add_column(name, no_wrap=True)
     for run in found:
         now = run.status()
-        age = duration(time.time() - now["updated"]) if "updated" in now else "-"
+        age = f"{duration(time.time() - now['updated'])} ago" if "updated" in now else "-"
         decisions = number(now.get("decisions"))
         table.add_row(run.name, now["state"], interval(now), decisions, duration(now.get("wall_s")), age)
     return table

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from accerl.cli.command import Command
 from accerl.config import PositiveFloat, Section
-from accerl.console import ENDED, say
+from accerl.console import ENDED, ending, say
 
 
 class StopOptions(Section):
@@ -29,7 +29,7 @@ def stop(options: StopOptions) -> int:
         say(f"{run.folder} is not running: {state}")
         return 0
     run.stop(options.timeout_s)
-    say(f"stopped; `accerl train --resume {run.folder}` goes on")
+    say(ending(run))
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from accerl.cli.command import Command
 from accerl.cli.options import from_file
 from accerl.config import ConfigError, RunConfig
-from accerl.console import follow, say
+from accerl.console import ending, follow, say
 
 if TYPE_CHECKING:
     from accerl.runtime.run import Run
@@ -63,7 +63,7 @@ def stop(run: Run) -> None:
     except KeyboardInterrupt:
         say(f"left {run.folder}, which ends by itself in a few seconds, now that nobody follows it")
     else:
-        say(f"stopped; `accerl train --resume {run.folder}` goes on")
+        say(ending(run))
 
 
 def resumed_or_from_file(model: type[TrainOptions], values: Mapping[str, Any]) -> dict[str, Any]:

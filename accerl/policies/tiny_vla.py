@@ -126,7 +126,8 @@ class TinyVLA(nn.Module):
         logits, value = self._forward(observations)
         log_probs = torch.log_softmax(logits, dim=-1)
         entropy = -(log_probs.exp() * log_probs).sum(-1)
-        return Evaluation(_chosen(log_probs, blob["tokens"].long()), entropy, value)
+        tokens = blob["tokens"].to(log_probs.device).long()
+        return Evaluation(_chosen(log_probs, tokens), entropy, value)
 
     def value(self, observations: ObservationBatch) -> Float[Tensor, " batch"]:
         return self.value_head(self._action_states(observations), observations.episode_step)
@@ -186,7 +187,8 @@ class TinyVLA(nn.Module):
             for text in instructions
         ]
         longest = max((len(row) for row in rows), default=0)
-        return torch.tensor([row + [PADDING] * (longest - len(row)) for row in rows]).view(len(rows), longest)
+        padded = [row + [PADDING] * (longest - len(row)) for row in rows]
+        return torch.tensor(padded, dtype=torch.long).view(len(rows), longest)
 
 
 class Block(nn.Module):

@@ -32,6 +32,7 @@ class ValueHead(nn.Module):
         hidden = hidden.detach()
         attention = torch.softmax(self.score(hidden), dim=1)
         pooled = (attention * hidden).sum(1)
-        step = self.step_embedding(episode_step.clamp(max=self.step_embedding.num_embeddings - 1))
+        known_step = episode_step.clamp(max=self.step_embedding.num_embeddings - 1)
+        step = self.step_embedding(known_step.to(hidden.device))
         value = self.out(self.mlp(pooled + step)).squeeze(-1)
         return torch.sigmoid(value) if self.probability else value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -41,5 +43,5 @@ def explained_variance(value: Float[Tensor, " decision"], target: Float[Tensor, 
 
 def quantile(values: Float[Tensor, " n"], q: float) -> float:
     """The nearest-rank quantile; works on any number of values, which torch.quantile does not."""
-    rank = min(int(q * len(values)), len(values) - 1)
-    return values.kthvalue(rank + 1).values.item()
+    rank = max(1, math.ceil(q * len(values)))
+    return values.kthvalue(rank).values.item()

@@ -52,10 +52,10 @@ class Controller:
         self._tasks = TaskSampler(config.env.tasks, config.tasks, config.seed)
         self._metrics = RunMetrics(config.env.tasks)
         self._incidents = Incidents(config.folder)
+        self._updates = 0
         self._resume()
         self._writer = MetricsWriter(config.folder)
         self._weights: tuple[int, int, list[Any]] = (0, 0, [])
-        self._updates = 0
         self._knobs: dict[str, dict[str, Any]] = {}
         self._published = asyncio.Condition()
         self._unpaused = asyncio.Event()

@@ -37,12 +37,7 @@ def main() -> int:
     folder: Path = arguments.folder
     config = RunConfig.load(folder / "config.json")
     stop = threading.Event()
-
-    def ask_to_stop(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, ask_to_stop)
+    stop_on_signal(stop)
     write_status(folder, {"state": "starting", "reason": "", "host": socket.gethostname(), "host_pid": os.getpid()})
     try:
         state = _host(config, stop, arguments.owner)
@@ -54,6 +49,16 @@ def main() -> int:
     finally:
         (folder / "connection.json").unlink(missing_ok=True)
     return 0 if state == "finished" else 1
+
+
+def stop_on_signal(stop: threading.Event) -> None:
+    """Have the signals that end a process set `stop` instead; call again after Ray, which puts its own handlers there."""
+
+    def ask_to_stop(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, ask_to_stop)
 
 
 def _host(config: RunConfig, stop: threading.Event, owner: int | None) -> str:
@@ -69,6 +74,7 @@ def _host(config: RunConfig, stop: threading.Event, owner: int | None) -> str:
 
     from accerl.runtime.controller import Controller
 
+    stop_on_signal(stop)
     try:
         name = f"{config.name}/controller"
         actor: Any = ray.remote(Controller).options(name=name, num_cpus=0).remote(config, start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ class Roles:
     learner: Any
     inference: list[Any]
     rollout: list[Any]
+    sockets: Path
+    """Folder of the request sockets; only this user can enter it."""
     _readings: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def named(self) -> Iterator[tuple[str, Any]]:
@@ -68,6 +71,7 @@ class Roles:
         return line
 
     def kill(self) -> None:
+        shutil.rmtree(self.sockets, ignore_errors=True)
         for _, actor in self.named():
             ray.kill(actor)
 
@@ -82,7 +86,7 @@ class Roles:
 def place(config: RunConfig, start: Path) -> Roles:
     """Create every role's actor. Ray restarts their processes; `supervisor` starts their work again."""
     controller = ray.get_runtime_context().current_actor
-    sockets = tempfile.mkdtemp(prefix="accerl-", dir=os.environ.get("XDG_RUNTIME_DIR"))
+    sockets = Path(tempfile.mkdtemp(prefix="accerl-", dir=os.environ.get("XDG_RUNTIME_DIR")))
     endpoint = f"ipc://{sockets}/inference"
 
     def remote(kind: type, name: str) -> Any:
@@ -98,7 +102,7 @@ def place(config: RunConfig, start: Path) -> Roles:
         )
         for index in range(config.rollout.num_workers)
     ]
-    return Roles(replay=replay, learner=learner, inference=inference, rollout=rollout)
+    return Roles(replay=replay, learner=learner, inference=inference, rollout=rollout, sockets=sockets)
 
 
 async def _health(actor: Any) -> dict[str, float]:

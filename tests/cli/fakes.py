@@ -54,6 +54,8 @@ class FakeRun:
         self.name = config.name
         self.config = config
         self.stopped_within: list[float] = []
+        self.saved = [1, 2]
+        """Versions of its checkpoints."""
         self.num_lines = num_lines
         self.end = end
         self.reason = reason
@@ -75,7 +77,7 @@ class FakeRun:
         return [{"time": 1.7e9, "role": "rollout-0", "what": "its process ended", "action": "restarted"}]
 
     def checkpoints(self) -> list[Path]:
-        return sorted((self.folder / "checkpoints").glob("step-*"))
+        return [self.folder / "checkpoints" / f"step-{number:08d}" for number in self.saved]
 
     def stop(self, timeout_s: float = 30.0) -> None:
         self.stopped_within.append(timeout_s)

@@ -4,7 +4,7 @@ import pytest
 
 from accerl.cli.options import build, from_file, parse
 from accerl.cli.train import TrainOptions
-from accerl.config import RunConfig
+from accerl.config import ObjectiveConfig, RunConfig
 
 
 def options(line: str) -> TrainOptions:
@@ -53,3 +53,9 @@ def test_the_command_line_goes_before_the_file_and_the_file_before_the_defaults(
 def test_a_recipe_is_found_by_its_name():
     recipe = Path(__file__).parents[2] / "accerl" / "recipes" / "quickstart.toml"
     assert options("--config quickstart").run_config() == RunConfig.load(recipe)
+
+
+def test_what_a_run_writes_down_can_be_given_as_its_file_again(tmp_path):
+    config = RunConfig(seed=4, objective=ObjectiveConfig(sigma=float("inf")))
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    assert options(f"--config {tmp_path / 'config.json'}").run_config() == config

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,8 +89,16 @@ def test_an_interruption_stops_the_run_and_says_how_to_go_on(launcher, capsys):
     assert main(["train"]) == 130
     assert len(launcher.run.stopped_within) == 1
     printed = capsys.readouterr()
-    assert "stopped; `accerl train --resume runs/run` goes on" in printed.out
+    assert "stopped; `accerl train --resume runs/run` goes on from step-00000002" in printed.out
     assert printed.err == ""
+
+
+def test_a_run_that_could_not_save_its_last_moments_says_so():
+    run: Any = FakeRun(RunConfig(), num_lines=0, end="dead", reason="its processes are gone")
+    run.status()
+    assert console.ending(run).startswith("dead, its processes are gone; `accerl train --resume runs/run` goes on")
+    run.saved = []
+    assert console.ending(run).startswith("runs/run ended before its first checkpoint")
 
 
 def test_a_second_interruption_leaves_at_once_and_says_that_the_run_ends_by_itself(launcher, capsys, monkeypatch):

@@ -1,0 +1,135 @@
+"""The replay against a simple model of it: nothing unused is dropped, nothing is used too often, least used first."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from accerl.config import ReplayConfig
+from accerl.replay import Replay
+from accerl.types import Trajectory
+from tests.roles.fakes import trajectory
+
+CAPACITY = 20
+PARTS = {size: trajectory(size) for size in range(1, 7)}
+
+
+def named(size: int, origin: int) -> Trajectory:
+    part = PARTS[size]
+    return Trajectory(
+        **{name: getattr(part, name) for name in Trajectory.__dataclass_fields__} | {"origin": str(origin)}
+    )
+
+
+class ReplayMachine(RuleBasedStateMachine):
+    """Pushes and samples at random. `uses` is the model: origin to number of uses, oldest first."""
+
+    @initialize(max_reuse=st.integers(1, 3), min_decisions=st.integers(1, 12), seed=st.integers(0, 5))
+    def start(self, max_reuse, min_decisions, seed):
+        config = ReplayConfig(capacity_decisions=CAPACITY, max_reuse=max_reuse, min_decisions=min_decisions)
+        self.replay = Replay(config, seed)
+        self.max_reuse, self.min_decisions = max_reuse, min_decisions
+        self.uses: dict[str, int] = {}
+        self.size: dict[str, int] = {}
+        self.ever_used: set[str] = set()
+        self.sampled = 0
+
+    @rule(size=st.integers(1, 6))
+    def push(self, size):
+        origin = len(self.size)
+        taken = self.replay.push(named(size, origin))
+        while self.held() + size > CAPACITY and self.uses[next(iter(self.uses))] > 0:
+            del self.uses[next(iter(self.uses))]
+        assert taken == (self.held() + size <= CAPACITY)
+        if taken:
+            self.uses[str(origin)], self.size[str(origin)] = 0, size
+
+    @rule(wanted=st.integers(1, 14))
+    def sample(self, wanted):
+        found = self.replay.sample(wanted)
+        sizes = [part.num_decisions for part in found]
+        if sum(self.size.values()) < self.min_decisions or self.held() < wanted:
+            assert not found
+            return
+        assert sum(sizes) >= wanted > sum(sizes[:-1]), "as many as asked for, and no segment more"
+        chosen = [part.origin for part in found]
+        assert len(set(chosen)) == len(chosen)
+        assert all(origin in self.uses for origin in chosen)
+        left = [uses for origin, uses in self.uses.items() if origin not in chosen]
+        assert max(self.uses[origin] for origin in chosen) <= min(left, default=self.max_reuse)
+        for origin in chosen:
+            self.uses[origin] += 1
+            self.ever_used.add(origin)
+            if self.uses[origin] == self.max_reuse:
+                del self.uses[origin]
+        self.sampled += sum(sizes)
+
+    @invariant()
+    def counters_are_exact(self):
+        if not hasattr(self, "replay"):
+            return
+        assert self.replay.num_decisions == self.held() <= CAPACITY
+        assert self.replay.pushed_decisions == sum(self.size.values())
+        assert self.replay.unused_decisions == sum(self.size[o] for o, uses in self.uses.items() if uses == 0)
+        assert self.replay.used_decisions == sum(self.size[origin] for origin in self.ever_used)
+        assert self.replay.sampled_decisions == self.sampled
+        assert self.replay.discarded_decisions == 0
+
+    def held(self) -> int:
+        return sum(self.size[origin] for origin in self.uses)
+
+
+ReplayMachine.TestCase.settings = settings(deadline=None, max_examples=60, stateful_step_count=30)
+test_the_replay_behaves_like_its_model = ReplayMachine.TestCase.runTest
+
+
+def small(**fields: int) -> Replay:
+    return Replay(ReplayConfig(**{"capacity_decisions": 6, "max_reuse": 2, "min_decisions": 1} | fields))
+
+
+def test_a_full_replay_says_no_until_the_oldest_decisions_were_used():
+    replay = small()
+    assert replay.push(named(3, 0)) and replay.push(named(3, 1))
+    assert not replay.push(named(1, 2))
+    replay.sample(6)
+    assert replay.push(named(1, 2))
+    assert replay.num_decisions == 4
+
+
+def test_nothing_is_sampled_before_enough_has_arrived():
+    replay = small(min_decisions=4)
+    replay.push(named(3, 0))
+    assert not replay.sample(1)
+    replay.push(named(1, 1))
+    assert replay.sample(1)
+
+
+def test_decisions_that_were_used_up_are_gone():
+    replay = small(max_reuse=1)
+    replay.push(named(3, 0))
+    assert [found.origin for found in replay.sample(2)] == ["0"]
+    assert not replay.sample(1)
+    assert replay.num_decisions == 0
+
+
+def test_the_same_seed_gives_the_same_samples():
+    def sampled(seed: int) -> list[str]:
+        replay = Replay(ReplayConfig(min_decisions=1), seed)
+        for origin in range(20):
+            replay.push(named(1, origin))
+        return [found.origin for _ in range(6) for found in replay.sample(5)]
+
+    assert sampled(3) == sampled(3) != sampled(4)
+
+
+def test_shards_share_the_capacity():
+    replay = small(capacity_decisions=12, num_shards=4)
+    assert replay.push(named(3, 0))
+    assert not replay.push(named(1, 1))
+
+
+def test_a_segment_that_could_never_fit_is_refused():
+    with pytest.raises(ValueError, match="replay.capacity_decisions: 3 a shard cannot hold a segment of 4"):
+        small(num_shards=2).push(named(4, 0))
