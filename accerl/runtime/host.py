@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def stop_on_signal(stop: threading.Event) -> None:
-    """Have the signals that end a process set `stop` instead; call again after Ray, which puts its own handlers there."""
+    """Have the signals that end a process set `stop` instead; again after Ray, which puts its own handlers there."""
 
     def ask_to_stop(number: int, frame: FrameType | None) -> None:
         stop.set()
