@@ -237,7 +237,7 @@ class CloneConfig(Section):
     """AdamW's."""
     shift_pixels: NonNegative = 3
     """Images are moved by up to this many pixels, each at random."""
-    num_threads: Positive = 2
+    num_threads: Positive = 1
     """Torch threads on a CPU."""
     seed: NonNegative = 0
     """Of the weights and the batches."""
