@@ -144,9 +144,8 @@ class PolicyServer:
             policy, version = self._active, self._version
         with torch.inference_mode():
             output = policy.act(stack_requests(requests), np.array([request.seed for request in requests]))
-        action, log_prob = output.action.float().cpu().numpy(), output.log_prob.float().cpu().numpy()
-        value = output.value.float().cpu().numpy()
-        blob = {key: tensor.cpu().numpy() for key, tensor in output.blob.items()}
+            action, log_prob, value = (tensor.detach().float().cpu().numpy() for tensor in output[:3])
+            blob = {key: tensor.cpu().numpy() for key, tensor in output.blob.items()}
         return [
             Decision(
                 action=action[row],
@@ -188,7 +187,8 @@ class LocalClient:
             decisions = self._server.answer([request for request, _ in batch])
         except Exception as error:
             for _, future in batch:
-                future.set_exception(error)
+                if not future.done():
+                    future.set_exception(error)
             return
         for (_, future), decision in zip(batch, decisions, strict=True):
             if not future.done():

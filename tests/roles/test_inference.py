@@ -203,14 +203,10 @@ class OneNumber(nn.Module):
 
     def act(self, observations: ObservationBatch, seeds: np.ndarray) -> PolicyOutput:
         size = len(observations)
-        before = self.number.expand(size, 1, 1).clone()
+        own = torch.from_numpy(seeds)
+        action = self.number * torch.ones(size, 1, 1)
         self.on_act(size)
-        return PolicyOutput(
-            before,
-            torch.from_numpy(seeds)[:, None].float(),
-            self.number.expand(size),
-            {"seed": torch.from_numpy(seeds)},
-        )
+        return PolicyOutput(action, own[:, None].float(), self.number * torch.ones(size), {"seed": own})
 
 
 def server_of(policy: OneNumber, version: int = 0) -> PolicyServer:
@@ -279,9 +275,11 @@ def test_loading_beside_answering_never_mixes_versions():
 
     loader = threading.Thread(target=keep_loading)
     loader.start()
-    decisions = [decision for _ in range(300) for decision in server.answer([request(), request()])]
-    ended.set()
-    loader.join()
+    try:
+        decisions = [decision for _ in range(300) for decision in server.answer([request(), request()])]
+    finally:
+        ended.set()
+        loader.join()
     assert all(decision.policy_version == decision.value == decision.action.item() for decision in decisions)
     assert decisions[-1].policy_version > decisions[0].policy_version
 

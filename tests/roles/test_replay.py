@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from accerl.config import ReplayConfig
 from accerl.replay import Replay
@@ -81,8 +81,8 @@ class ReplayMachine(RuleBasedStateMachine):
         return sum(self.size[origin] for origin in self.uses)
 
 
-ReplayMachine.TestCase.settings = settings(deadline=None, max_examples=60, stateful_step_count=30)
-test_the_replay_behaves_like_its_model = ReplayMachine.TestCase.runTest
+def test_the_replay_behaves_like_its_model():
+    run_state_machine_as_test(ReplayMachine, settings=settings(max_examples=60, stateful_step_count=30))
 
 
 def small(**fields: int) -> Replay:
