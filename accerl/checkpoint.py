@@ -42,7 +42,7 @@ def load_policy(folder: Path) -> Policy:
     try:
         config = json.loads((folder / "policy.json").read_text())
         tensors = load_file(folder / "policy.safetensors")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(
             f"policy.checkpoint: {folder} has no {Path(error.filename).name if error.filename else 'policy'}; "
             f"give a folder written by `accerl clone` or RUN/checkpoints/step-N"
@@ -88,7 +88,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         learner = json.loads((folder / "learner.json").read_text())
         run = json.loads((folder / "run.json").read_text())
         tensors = load_file(folder / "learner.safetensors")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"resume: {folder} is not a complete checkpoint ({error})") from None
     if learner.pop("format", None) != FORMAT:
         raise ConfigError(f"resume: {folder} was written in another format; this version reads format {FORMAT}")

@@ -130,7 +130,7 @@ class TaskConfig(Section):
 
     window: Positive = 100
     """W: episodes of a task over which its failures are counted."""
-    epsilon: PositiveFloat = 1.0
+    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Added to each count, so that no task is ever left out; large: uniform."""
 
 
@@ -314,6 +314,8 @@ class RunConfig(Section):
 
     def _conflicts(self) -> list[tuple[bool, str]]:
         replay, learner, objective, limits = self.replay, self.learner, self.objective, self.limits
+        longest = min(self.rollout.segment_decisions, self.env.max_decisions)
+        surely_held = max(0, replay.num_shards * (replay.capacity_decisions // replay.num_shards - longest + 1))
         return [
             (
                 objective.value_loss == "bce" and self.env.reward == "dense",
@@ -325,14 +327,16 @@ class RunConfig(Section):
                 f"rollout.slots_per_worker = {self.num_slots} slots; use at most that",
             ),
             (
-                replay.min_decisions > replay.capacity_decisions,
-                f"replay.min_decisions: {replay.min_decisions} is above replay.capacity_decisions="
-                f"{replay.capacity_decisions}, so training would never start; lower it",
+                replay.min_decisions > surely_held,
+                f"replay.min_decisions: {replay.min_decisions} is above the {surely_held} decisions that fit into "
+                f"replay.capacity_decisions={replay.capacity_decisions} in segments of up to {longest}, so training "
+                f"would never start; lower it",
             ),
             (
-                learner.batch_decisions > replay.capacity_decisions,
-                f"learner.batch_decisions: {learner.batch_decisions} is above replay.capacity_decisions="
-                f"{replay.capacity_decisions}, so no batch could be made; raise the capacity",
+                learner.batch_decisions > surely_held,
+                f"learner.batch_decisions: {learner.batch_decisions} is above the {surely_held} decisions that fit "
+                f"into replay.capacity_decisions={replay.capacity_decisions} in segments of up to {longest}, so no batch "
+                f"could be made; raise the capacity",
             ),
             (
                 limits.max_decisions is not None and limits.max_decisions < replay.min_decisions,
@@ -357,12 +361,14 @@ def read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config: {path} is neither .toml nor .json")
     try:
         text = path.read_text()
+        content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except OSError as error:
         raise ConfigError(f"config: cannot read {path} ({error.strerror})") from None
-    try:
-        return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except ValueError as error:
         raise ConfigError(f"config: {path} is not valid {path.suffix[1:].upper()} ({error})") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"config: {path} holds no sections, but {content!r:.40}")
+    return content
 
 
 def merge(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -375,7 +381,7 @@ def merge(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
                 raise ConfigError(f"{name}: {section} is not a section")
-        target[last] = value
+        target[last] = dict(value) if isinstance(value, dict) else value
     return merged
 
 

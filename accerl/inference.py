@@ -123,7 +123,8 @@ class PolicyServer:
     @property
     def version(self) -> int:
         """Of the newest weights it was given, in use from the next batch on."""
-        return self._version if self._loaded is None else self._loaded
+        with self._swap:
+            return self._version if self._loaded is None else self._loaded
 
     def load(self, weights: Weights) -> None:
         """Use `weights` from the next batch on. Call from one thread only."""

@@ -117,6 +117,7 @@ class RunMetrics:
         for task, outcomes in state["outcomes"].items():
             if task in self._outcomes:
                 self._outcomes[task].extend(map(bool, outcomes))
+        self.start_clock()
 
 
 class MetricsWriter:
@@ -142,10 +143,13 @@ class MetricsWriter:
 
 
 def rewind(path: Path, decisions: int) -> None:
-    """Move the lines past `decisions` into `PATH.lost`: a resumed run takes that stretch again."""
+    """Move the lines past `decisions` into `PATH.lost`: a resumed run takes that stretch again.
+
+    A last line that was never completed goes too: the next one would be appended to it.
+    """
     lines = read_lines(path)
     kept = [line for line in lines if line["decisions"] <= decisions]
-    if len(kept) == len(lines):
+    if len(kept) == len(lines) and (not lines or path.read_text().endswith("\n")):
         return
     with path.with_name(path.name + ".lost").open("a") as lost:
         lost.writelines(json.dumps(line) + "\n" for line in lines[len(kept) :])

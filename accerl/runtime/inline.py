@@ -82,7 +82,7 @@ class InlineRun:
         self.episodes.append(episode)
 
     async def put(self, trajectory: Trajectory) -> None:
-        if not self.replay.push(trajectory):
+        if not self.replay.push(trajectory) and self.progress < 1:
             raise RuntimeError(
                 f"decisions_per_update: {self._decisions_per_update} leaves decisions unused until "
                 f"replay.capacity_decisions={self.config.replay.capacity_decisions} is full; raise the capacity"

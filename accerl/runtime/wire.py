@@ -24,15 +24,18 @@ def decode(frames: Sequence[Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]
     Raises:
         ValueError: the frames are not such a message.
     """
-    header = json.loads(bytes(frames[0]))
-    layout = header["arrays"]
-    if len(layout) != len(frames) - 1:
-        raise ValueError(f"message announces {len(layout)} arrays and carries {len(frames) - 1}")
-    arrays = {
-        name: np.frombuffer(frame, dtype=np.dtype(kind)).reshape(shape)
-        for (name, (kind, shape)), frame in zip(layout.items(), frames[1:], strict=True)
-    }
-    return header["fields"], arrays
+    try:
+        header = json.loads(bytes(frames[0]))
+        fields, layout = header["fields"], header["arrays"]
+        if len(layout) != len(frames) - 1:
+            raise ValueError(f"message announces {len(layout)} arrays and carries {len(frames) - 1}")
+        arrays = {
+            name: np.frombuffer(frame, dtype=np.dtype(kind)).reshape(shape)
+            for (name, (kind, shape)), frame in zip(layout.items(), frames[1:], strict=True)
+        }
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"not a message: {error!r}") from None
+    return fields, arrays
 
 
 def encode_request(request: DecisionRequest) -> list[Any]:

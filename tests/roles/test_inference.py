@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+import accerl.inference
 from accerl.config import InferenceConfig
 from accerl.inference import InferenceService, LocalClient, PolicyServer
 from accerl.types import DecisionRequest, ObservationBatch, PolicyOutput, Weights
@@ -37,6 +38,22 @@ class Recorder:
         if -1 in requests:
             raise ValueError("minus one")
         return [2 * request for request in requests]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The service's clock, set by hand: a window of NEVER_S seconds ends when it says so, at the next arrival."""
+    clock = Clock()
+    monkeypatch.setattr(accerl.inference, "time", clock)
+    return clock
 
 
 def serving(
@@ -85,36 +102,47 @@ def test_a_batch_leaves_when_b_requests_wait():
     assert answer.batches == [[1, 2, 3]]
 
 
-def test_a_batch_leaves_when_its_oldest_request_has_waited_long_enough_however_many_follow():
+def test_a_batch_leaves_when_its_oldest_request_is_old_enough_however_young_the_others_are(clock):
     answer = Recorder()
 
     async def scene(service: InferenceService[int, int]) -> None:
-        first = asyncio.create_task(service.ask(0))
-        others = []
-        while not first.done():
-            others.append(asyncio.create_task(service.ask(len(others) + 1)))
-            await asyncio.sleep(0.005)
-        assert await first == 0
-        await asyncio.gather(*others)
+        asks = [asyncio.create_task(service.ask(1))]
+        await settle()
+        clock.now += 0.9 * NEVER_S
+        asks.append(asyncio.create_task(service.ask(2)))
+        await settle()
+        assert not answer.batches
+        clock.now += 0.2 * NEVER_S
+        asks.append(asyncio.create_task(service.ask(3)))
+        assert await asyncio.gather(*asks) == [2, 4, 6]
 
-    serving(answer, 10_000, 0.1, scene)
-    assert answer.batches[0][0] == 0
-    assert len(answer.batches[0]) > 1
+    service = serving(answer, 10, NEVER_S, scene)
+    assert answer.batches == [[1, 2, 3]]
+    assert service.statistics.wait_s == pytest.approx((1.1 + 0.2 + 0) * NEVER_S)
 
 
-def test_an_idle_gap_does_not_use_up_the_window_of_the_next_request():
+def test_an_idle_gap_does_not_use_up_the_window_of_the_next_request(clock):
     answer = Recorder()
 
     async def scene(service: InferenceService[int, int]) -> None:
-        await service.ask(1)
-        await asyncio.sleep(0.6)
+        await asyncio.gather(service.ask(0), service.ask(1))
+        clock.now += 10 * NEVER_S
         asks = [asyncio.create_task(service.ask(2))]
         await settle()
         asks.append(asyncio.create_task(service.ask(3)))
         await asyncio.gather(*asks)
 
-    serving(answer, 2, 0.5, scene)
-    assert answer.batches == [[1], [2, 3]]
+    serving(answer, 2, NEVER_S, scene)
+    assert answer.batches == [[0, 1], [2, 3]]
+
+
+def test_without_new_arrivals_the_window_ends_by_itself():
+    answer = Recorder()
+
+    async def scene(service: InferenceService[int, int]) -> None:
+        assert await service.ask(4) == 8
+
+    assert serving(answer, 10, 0.02, scene).statistics.wait_s >= 0.02
 
 
 def test_b_is_a_cap_and_requests_are_answered_in_order():
@@ -147,7 +175,7 @@ def test_requests_queue_while_the_device_is_busy_and_leave_when_it_is_free():
     assert answer.batches == [[1, 2], [3, 4], [5, 6]]
 
 
-def test_a_request_that_waited_out_its_window_behind_a_busy_device_leaves_at_once():
+def test_a_request_that_waited_out_its_window_behind_a_busy_device_leaves_at_once(clock):
     answer = Recorder()
     answer.gate.clear()
 
@@ -155,12 +183,14 @@ def test_a_request_that_waited_out_its_window_behind_a_busy_device_leaves_at_onc
         asks = [asyncio.create_task(service.ask(number)) for number in (1, 2)]
         await in_thread(answer.started.acquire)
         asks.append(asyncio.create_task(service.ask(3)))
-        await asyncio.sleep(0.3)
+        await settle()
+        clock.now += 2 * NEVER_S
         answer.gate.set()
         await asyncio.gather(*asks)
 
-    serving(answer, 2, 0.2, scene)
+    service = serving(answer, 2, NEVER_S, scene)
     assert answer.batches == [[1, 2], [3]]
+    assert service.statistics.forward_s == 2 * NEVER_S
 
 
 def test_an_exception_reaches_its_askers_and_the_service_goes_on():
@@ -275,13 +305,14 @@ def test_loading_beside_answering_never_mixes_versions():
 
     loader = threading.Thread(target=keep_loading)
     loader.start()
+    decisions = []
     try:
-        decisions = [decision for _ in range(300) for decision in server.answer([request(), request()])]
+        while not decisions or decisions[-1].policy_version < 30:
+            decisions += server.answer([request(), request()])
     finally:
         ended.set()
         loader.join()
     assert all(decision.policy_version == decision.value == decision.action.item() for decision in decisions)
-    assert decisions[-1].policy_version > decisions[0].policy_version
 
 
 def test_weights_that_do_not_fit_are_refused_and_the_old_ones_stay():

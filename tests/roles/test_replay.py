@@ -131,5 +131,5 @@ def test_shards_share_the_capacity():
 
 
 def test_a_segment_that_could_never_fit_is_refused():
-    with pytest.raises(ValueError, match="replay.capacity_decisions: 3 a shard cannot hold a segment of 4"):
+    with pytest.raises(ValueError, match=r"replay\.capacity_decisions: 3 a shard cannot hold a segment of 4"):
         small(num_shards=2).push(named(4, 0))

@@ -29,7 +29,7 @@ StartRun = Callable[..., Run]
 
 
 def test_the_asynchronous_loop_learns(start_run: StartRun, start: Path) -> None:
-    run = start_run({"limits.max_decisions": 15_000, "limits.max_wall_s": 110})
+    run = start_run({"limits.max_decisions": 25_000, "limits.max_wall_s": 80})
     assert run.wait(START_WITHIN_S + 120) == "finished"
     line = run.metrics()[-1]
     assert line["discarded_decisions"] == 0
@@ -65,7 +65,7 @@ def test_a_running_run_is_watched_steered_and_stopped_from_another_handle(start_
     processes = processes_of(run)
     other.stop()
     assert run.status()["state"] == "finished"
-    assert not [process for process in processes if process.is_running()]
+    assert not [process for process in processes if is_alive(process)]
     assert not (run.folder / "connection.json").exists()
     with pytest.raises(RuntimeError, match="run is finished"):
         run.pause()
@@ -126,8 +126,17 @@ def test_a_run_that_cannot_start_says_why(start_run: StartRun) -> None:
     assert "no camera" in run.status()["reason"]
 
 
+def test_a_stop_signal_to_the_host_saves_and_ends_the_run(start_run: StartRun) -> None:
+    run = start_run()
+    wait_for(run, lambda status: status.get("updates", 0) >= 2)
+    os.kill(run.status()["host_pid"], signal.SIGTERM)
+    assert run.wait(30) == "finished"
+    learner, _ = load_checkpoint(run.checkpoints()[-1])
+    assert learner["updates"] >= run.metrics()[-1]["updates"] - 1
+
+
 def success_of(policy: Any):
-    plans = plan_episodes(DOTS.tasks, 100, seed=0, greedy=False)
+    plans = plan_episodes(DOTS.tasks, 400, seed=0, greedy=False)
     return evaluate(PolicyServer(policy, InferenceConfig()), lambda: make_env(DOTS), plans).success
 
 
@@ -145,14 +154,13 @@ def processes_of(run: Run) -> list[psutil.Process]:
     return [host, *host.children(recursive=True)]
 
 
+def is_alive(process: psutil.Process) -> bool:
+    """Not ended, and not merely waiting for its parent to notice."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def host_log(run: Run) -> str:
     return (run.folder / "logs" / "host.log").read_text()[-2000:]
-
-
-def test_a_stop_signal_to_the_host_saves_and_ends_the_run(start_run: StartRun) -> None:
-    run = start_run()
-    wait_for(run, lambda status: status.get("updates", 0) >= 2)
-    os.kill(run.status()["host_pid"], signal.SIGTERM)
-    assert run.wait(30) == "finished"
-    learner, _ = load_checkpoint(run.checkpoints()[-1])
-    assert learner["updates"] >= run.metrics()[-1]["updates"] - 1
