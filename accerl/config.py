@@ -335,8 +335,8 @@ class RunConfig(Section):
             (
                 learner.batch_decisions > surely_held,
                 f"learner.batch_decisions: {learner.batch_decisions} is above the {surely_held} decisions that fit "
-                f"into replay.capacity_decisions={replay.capacity_decisions} in segments of up to {longest}, so no batch "
-                f"could be made; raise the capacity",
+                f"into replay.capacity_decisions={replay.capacity_decisions} in segments of up to {longest}, so no "
+                f"batch could be made; raise the capacity",
             ),
             (
                 limits.max_decisions is not None and limits.max_decisions < replay.min_decisions,

@@ -149,7 +149,8 @@ def rewind(path: Path, decisions: int) -> None:
     """
     lines = read_lines(path)
     kept = [line for line in lines if line["decisions"] <= decisions]
-    if len(kept) == len(lines) and (not lines or path.read_text().endswith("\n")):
+    complete = not path.exists() or path.read_text().endswith("\n")
+    if len(kept) == len(lines) and complete:
         return
     with path.with_name(path.name + ".lost").open("a") as lost:
         lost.writelines(json.dumps(line) + "\n" for line in lines[len(kept) :])

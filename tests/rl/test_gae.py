@@ -83,7 +83,11 @@ def test_packed_segments_give_what_the_equation_gives_for_each_alone(parts, disc
         discount=discount,
         trace=trace,
     )
-    expected = [advantage for part in parts for advantage in by_definition(*part, discount, trace)]
+    expected = [
+        advantage
+        for steps, bootstrap, terminal in parts
+        for advantage in by_definition(steps, bootstrap, terminal, discount, trace)
+    ]
     assert packed.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-3)
 
 

@@ -48,8 +48,14 @@ class ThreeNumbers(nn.Module):
         return iter([self.level])
 
 
-LEARNER = {"value_warmup_updates": 0, "warmup_updates": 0, "policy_lr": 1e-12, "value_lr": 1e-12, "max_grad_norm": 1e9}
-OBJECTIVE = {"normalize_advantages": False, "sigma": math.inf, "discount": 0.5, "trace": 1.0}
+LEARNER: dict[str, Any] = {
+    "value_warmup_updates": 0,
+    "warmup_updates": 0,
+    "policy_lr": 1e-12,
+    "value_lr": 1e-12,
+    "max_grad_norm": 1e9,
+}
+OBJECTIVE: dict[str, Any] = {"normalize_advantages": False, "sigma": math.inf, "discount": 0.5, "trace": 1.0}
 
 
 def learner_of(policy: Any, learner: dict[str, Any] | None = None, objective: dict[str, Any] | None = None, **k: Any):
@@ -327,7 +333,7 @@ def test_a_gradient_that_is_not_finite_is_an_error_and_nothing_moves():
 def test_new_settings_hold_from_the_next_update_on():
     learner = learner_of(ThreeNumbers(log_prob=0.5))
     assert learner.update(batch_of(2.0))["policy_loss"] == pytest.approx(-2 * math.exp(0.5))
-    learner.configure(LearnerConfig(**LEARNER | {"policy_lr": 0.5}), ObjectiveConfig(**OBJECTIVE | {"sigma": 0.5}))
+    learner.configure(LearnerConfig(**dict(LEARNER, policy_lr=0.5)), ObjectiveConfig(**dict(OBJECTIVE, sigma=0.5)))
     metrics = learner.update(batch_of(2.0))
     assert metrics["policy_loss"] == pytest.approx(-2.0)
     assert metrics["policy_lr"] == 0.5

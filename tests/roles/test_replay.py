@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -17,10 +19,7 @@ PARTS = {size: trajectory(size) for size in range(1, 7)}
 
 
 def named(size: int, origin: int) -> Trajectory:
-    part = PARTS[size]
-    return Trajectory(
-        **{name: getattr(part, name) for name in Trajectory.__dataclass_fields__} | {"origin": str(origin)}
-    )
+    return dataclasses.replace(PARTS[size], origin=str(origin))
 
 
 class ReplayMachine(RuleBasedStateMachine):

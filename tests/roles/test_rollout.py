@@ -88,7 +88,7 @@ class Counting:
 
 
 class Client:
-    """Answers with the number of the request as action, version, value and token, all but a first one that is held for ever."""
+    """Answers with the number of the request as action, version, value and token; it may hold the first for ever."""
 
     def __init__(self, hold_first: bool = False) -> None:
         self.requests: list[DecisionRequest] = []

@@ -14,6 +14,7 @@ from accerl.envs import make_env, make_expert
 from accerl.evaluation import EvaluationReport
 from accerl.inference import PolicyServer
 from accerl.policies.tiny_vla import TinyVLA, TinyVLAConfig
+from accerl.protocols import Policy
 from accerl.runtime.inline import InlineRun
 
 DOTS = EnvConfig(
@@ -131,17 +132,17 @@ def test_a_cloned_policy_gets_better_by_reinforcement_learning():
 
 def cloned_from_slow_demonstrations(env: EnvConfig) -> TinyVLA:
     """A policy that knows where to go but is mostly too slow to get there in time."""
-    config = DemosConfig(episodes_per_task=150, speed=0.45, noise=0.3)
+    config = DemosConfig(episodes_per_task=150, speed=0.45, noise=0.1)
     single = demos.single_action(env, config)
     recording = make_env(single)
-    expert = make_expert(single, recording, speed=config.speed, noise=0.1)
+    expert = make_expert(single, recording, speed=config.speed, noise=config.noise)
     policy = untrained(env)
     clone = CloneConfig(updates=400, batch_size=32, lr=2e-3, shift_pixels=0)
     imitation.clone(policy, demos.record(recording, expert, config), env.chunk_length, clone)
     return policy
 
 
-def evaluate(policy: TinyVLA, env: EnvConfig) -> EvaluationReport:
+def evaluate(policy: Policy, env: EnvConfig) -> EvaluationReport:
     """200 episodes that depend on nothing but their seeds."""
     server = PolicyServer(copy.deepcopy(policy), InferenceConfig())
     return evaluation.evaluate(
