@@ -19,6 +19,7 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=True)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Mode = Literal["async", "barrier", "one_step_off", "sync"]
 
 
 class ConfigError(ValueError):
@@ -70,8 +71,8 @@ class EnvConfig(Section):
 class PolicyConfig(Section):
     """Which policy, and where it starts."""
 
-    kind: Literal["tiny_vla"] = "tiny_vla"
-    """The architecture."""
+    kind: str = "tiny_vla"
+    """The architecture: `tiny_vla`, or `package.module:Class` of your own (see `accerl.policies`)."""
     checkpoint: Path | None = None
     """Folder with the weights to start from (written by `accerl clone` or by a run); none: random weights."""
     width: Positive = 192
@@ -95,17 +96,33 @@ class RolloutConfig(Section):
     """Worker processes."""
     slots_per_worker: Positive = 16
     """Environments a worker keeps going; while one waits for its action, another one steps."""
+    threads_per_worker: Positive = 1
+    """Threads that step them; more than 1 only for environments that wait or compute outside Python."""
     segment_decisions: Positive = 64
     """Most decisions in one trajectory; a longer episode is sent in several."""
+    episodes_per_round: Positive | None = None
+    """Episodes that a global batch is made from where staleness is bounded; none: one for each slot."""
+    max_policy_lag: NonNegative | None = None
+    """K: bound on the age, in policy versions, of a decision when it is trained on; none: not bounded. Only in
+    `mode = "async"`: the other modes have their own."""
 
 
 class InferenceConfig(Section):
     """The dynamic batching of action requests."""
 
+    num_services: Positive = 1
+    """Processes that answer; each request goes to the one with the least to do."""
     batch_size: Positive = 8
     """B: a forward starts when this many requests wait; also the most it takes."""
     max_wait_s: Annotated[float, Field(ge=0)] = 0.01
-    """T_max: age of the oldest request at which a forward starts anyway, seconds."""
+    """T_max: age of the oldest request at which a forward starts anyway, seconds; where the device was busy
+    meanwhile, it starts as soon as that is free."""
+    adaptive_wait: bool = True
+    """Wait less than `max_wait_s` where a fuller batch would gain less than the waiting costs."""
+    buckets: tuple[Positive, ...] = ()
+    """Batch sizes up to which a batch is filled with copies, so that shapes repeat (compiled and captured policies)."""
+    transport: Literal["zmq", "ray"] = "zmq"
+    """Path of the requests: sockets, or calls of Ray actors, which cost 8 to 20 times as much."""
     device: str = "cpu"
     """Torch device."""
     num_threads: Positive = 1
@@ -243,6 +260,45 @@ class CloneConfig(Section):
     """Of the weights and the batches."""
 
 
+class WeightsConfig(Section):
+    """The way of new weights from the learner to inference."""
+
+    channel: Literal["store", "group", "shared"] = "store"
+    """`store`: Ray's object store, from which members pull; `group`: a broadcast over gloo or NCCL; `shared`: shared
+    memory, on one machine only."""
+    bucket_mb: Positive = 16
+    """Size of a transfer of `group`, MiB."""
+    trainable_only: bool = False
+    """Send only the parameters that train (LoRA): the others are those of the start."""
+    timeout_s: PositiveFloat = 30.0
+    """After which a member of `group` that does not answer is left out, seconds."""
+
+
+class PlacementConfig(Section):
+    """Which role runs where."""
+
+    layout: Literal["disaggregated", "colocated", "hybrid"] = "disaggregated"
+    """On GPUs: the learner and each service on devices of their own, all on shares of one, or one service beside the
+    learner and the others on their own."""
+    learner_gpus: Annotated[float, Field(ge=0)] = 1.0
+    """GPUs, or a share of one, for a learner on `cuda`."""
+    inference_gpus: Annotated[float, Field(ge=0)] = 1.0
+    """GPUs, or a share of one, for each service on `cuda`."""
+    rollout_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """Share of a GPU for each worker, which renders there."""
+    rollout_cpus: Annotated[float, Field(ge=0)] = 0.0
+    """Cores that Ray keeps for each worker; 0: as many workers as are asked for, wherever they fit."""
+
+
+class TraceConfig(Section):
+    """The timeline of what every process does."""
+
+    enabled: bool = True
+    """Keep it; costs some microseconds an entry."""
+    max_events: Positive = 20_000
+    """Newest entries that are kept of each process."""
+
+
 class LimitsConfig(Section):
     """When a run ends; the first limit that is reached ends it, and the learning rate's cosine follows the nearest."""
 
@@ -270,6 +326,9 @@ class RunConfig(Section):
     """Folder of the run below `root`."""
     root: Path = Path("runs")
     """Folder that holds the runs."""
+    mode: Mode = "async"
+    """Who waits for whom. `async`: nobody; `barrier`: rollout for each update; `sync`: so, and in lockstep: every
+    environment for the slowest one at every step; `one_step_off`: in lockstep, one round ahead of the learner."""
     seed: NonNegative = 0
     """Of weights, environments, sampling and batches."""
     env: EnvConfig = EnvConfig()
@@ -281,6 +340,9 @@ class RunConfig(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     learner: LearnerConfig = LearnerConfig()
     limits: LimitsConfig = LimitsConfig()
+    weights: WeightsConfig = WeightsConfig()
+    placement: PlacementConfig = PlacementConfig()
+    trace: TraceConfig = TraceConfig()
     cluster: ClusterConfig = ClusterConfig()
     demos: DemosConfig = DemosConfig()
     """Of `accerl demos`; here, so that one file holds a whole recipe. Training does not read it."""
@@ -295,6 +357,27 @@ class RunConfig(Section):
     def num_slots(self) -> int:
         """Environments over all workers."""
         return self.rollout.num_workers * self.rollout.slots_per_worker
+
+    @property
+    def max_policy_lag(self) -> int | None:
+        """K: bound on a decision's age when it is trained on, in policy versions; None: not bounded."""
+        match self.mode:
+            case "sync" | "barrier":
+                return 0
+            case "one_step_off":
+                return 1
+            case _:
+                return self.rollout.max_policy_lag
+
+    @property
+    def is_lockstep(self) -> bool:
+        """All environments step together, and none starts an episode before all have ended theirs."""
+        return self.mode in ("sync", "one_step_off")
+
+    @property
+    def episodes_per_round(self) -> int:
+        """Episodes that a global batch is made from where staleness is bounded."""
+        return self.rollout.episodes_per_round or self.num_slots
 
     @classmethod
     def load(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -316,7 +399,19 @@ class RunConfig(Section):
         replay, learner, objective, limits = self.replay, self.learner, self.objective, self.limits
         longest = min(self.rollout.segment_decisions, self.env.max_decisions)
         surely_held = max(0, replay.num_shards * (replay.capacity_decisions // replay.num_shards - longest + 1))
+        lag = self.max_policy_lag
+        outstanding = 0 if lag is None else (lag + 1) * self.episodes_per_round * self.env.max_decisions
         return [
+            (
+                self.mode != "async" and self.rollout.max_policy_lag is not None,
+                f"rollout.max_policy_lag: mode={self.mode!r} has its own bound; leave it out, or use mode='async'",
+            ),
+            (
+                outstanding > replay.capacity_decisions,
+                f"replay.capacity_decisions: {replay.capacity_decisions} is below the {outstanding} decisions that may "
+                f"wait at once with a lag of {lag}, rollout.episodes_per_round={self.episodes_per_round} and "
+                f"env.max_decisions={self.env.max_decisions}; raise it",
+            ),
             (
                 objective.value_loss == "bce" and self.env.reward == "dense",
                 "objective.value_loss: 'bce' needs returns in [0, 1], not those of env.reward='dense'; use 'mse'",

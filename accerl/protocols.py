@@ -132,6 +132,14 @@ class PolicyClient(Protocol):
 
     async def act(self, request: DecisionRequest) -> Decision: ...
 
+    def enter(self) -> None:
+        """One more slot plays an episode: where inference runs in lockstep, a batch waits for its request too."""
+        ...
+
+    def leave(self) -> None:
+        """One slot less does."""
+        ...
+
 
 class TrajectorySink(Protocol):
     """rollout -> replay."""

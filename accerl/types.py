@@ -73,6 +73,10 @@ class EpisodePlan:
     greedy: bool = False
     instruction: str | None = None
     """Given to the policy in place of the environment's own."""
+    number: int = -1
+    """Of the episode in its run; -1 outside of one."""
+    policy_version: int | None = None
+    """Play it with this version, which inference has been told to keep; None: always the newest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +88,8 @@ class DecisionRequest:
     """Decisions taken in this episode so far."""
     seed: int
     """Of this decision's sampling noise, so that an action does not depend on its batch; negative: greedy."""
+    policy_version: int | None = None
+    """Answered by this version, which the server has been told to keep; None: by the newest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +130,8 @@ class Trajectory:
     """The episode succeeded; False as well while it is still going on."""
     origin: str
     """Worker, slot and episode that made it."""
+    episode: int = -1
+    """Number of its `EpisodePlan`."""
 
     @property
     def num_decisions(self) -> int:
@@ -147,6 +155,8 @@ class Episode:
     policy_version: int
     """Of its last decision."""
     origin: str
+    number: int = -1
+    """Of its `EpisodePlan`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
