@@ -407,6 +407,11 @@ class RunConfig(Section):
                 f"rollout.max_policy_lag: mode={self.mode!r} has its own bound; leave it out, or use mode='async'",
             ),
             (
+                lag is not None and learner.publish_every > lag + 1,
+                f"learner.publish_every: {learner.publish_every} leaves inference further behind than the lag of {lag} "
+                f"allows, so that no episode could start; use at most {(lag or 0) + 1}",
+            ),
+            (
                 outstanding > replay.capacity_decisions,
                 f"replay.capacity_decisions: {replay.capacity_decisions} is below the {outstanding} decisions that may "
                 f"wait at once with a lag of {lag}, rollout.episodes_per_round={self.episodes_per_round} and "

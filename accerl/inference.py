@@ -1,26 +1,32 @@
-"""Dynamic batching of requests, and the policy behind it."""
+"""The inference role: dynamic batching of requests. The policy behind it is in `accerl.policy_server`."""
 
 from __future__ import annotations
 
 import asyncio
-import copy
+import logging
+import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, Self, TypeVar
 
-import numpy as np
-import torch
+from accerl.policy_server import LocalClient, PolicyServer
+from accerl.trace import Tracer
+from accerl.window import RequestQueue, Waiting, Window
 
-from accerl.config import InferenceConfig
-from accerl.protocols import Policy
-from accerl.types import Decision, DecisionRequest, ObservationBatch, Weights
+__all__ = ["BatchingStatistics", "InferenceService", "LocalClient", "PolicyServer", "ServiceClosed", "Window"]
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
+_log = logging.getLogger(__name__)
+
+
+class ServiceClosed(RuntimeError):  # noqa: N818 - it says what happened, and it is not always a mistake
+    """The service ended before it could answer."""
 
 
 @dataclass(slots=True)
@@ -29,9 +35,13 @@ class BatchingStatistics:
 
     num_batches: int = 0
     num_requests: int = 0
+    num_failures: int = 0
+    """Batches whose function raised."""
     wait_s: float = 0.0
     """Summed over the requests, from arrival to the start of their batch."""
     forward_s: float = 0.0
+    idle_s: float = 0.0
+    """Between two forwards: without requests, in the window, or handing out answers."""
     sizes: dict[int, int] = field(default_factory=dict)
     """Batch size to number of batches."""
 
@@ -39,169 +49,191 @@ class BatchingStatistics:
 class InferenceService(Generic[Request, Response]):
     """Collects requests until B wait or the oldest has waited T_max, then answers up to B of them at once.
 
-    The batch function runs in a thread of its own; requests go on queueing meanwhile, and the next batch leaves as
-    soon as the thread is free and the window, counted from the oldest request's arrival, is over (paper eq. 1).
+    It has a thread of its own. While that is busy requests queue, and what waits when it is free again leaves at once:
+    the window, counted from the oldest request's arrival (paper eq. 1), is for an idle device only.
+
+    Args:
+        answer: one response for each request, in order; in the place of a response it may give an exception, which
+            goes to that asker alone. What it raises goes to all askers of the batch.
     """
 
     def __init__(
-        self, answer: Callable[[Sequence[Request]], Sequence[Response]], batch_size: int, max_wait_s: float
+        self,
+        answer: Callable[[Sequence[Request]], Sequence[Response | Exception]],
+        window: Window,
+        tracer: Tracer | None = None,
     ) -> None:
         self.statistics = BatchingStatistics()
         self._answer = answer
-        self._batch_size = batch_size
-        self._max_wait_s = max_wait_s
-        self._waiting: deque[tuple[float, Request, asyncio.Future[Response]]] = deque()
-        self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
-
-    async def ask(self, request: Request) -> Response:
-        """The answer to one request. Raises what the batch function raised for its batch."""
-        future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-        self._waiting.append((time.monotonic(), request, future))
-        self._arrived.set()
-        return await future
-
-    async def serve(self) -> None:
-        """Answer requests until cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._window()
-            batch = [self._waiting.popleft() for _ in range(min(self._batch_size, len(self._waiting)))]
-            started = time.monotonic()
-            self._count(batch, started)
-            requests = [request for _, request, _ in batch]
-            try:
-                responses = await loop.run_in_executor(self._thread, self._answer, requests)
-            except Exception as error:
-                for _, _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-            else:
-                for (_, _, future), response in zip(batch, responses, strict=True):
-                    if not future.done():
-                        future.set_result(response)
-            self.statistics.forward_s += time.monotonic() - started
-
-    async def _window(self) -> None:
-        """Returns when a batch is due."""
-        while True:
-            self._arrived.clear()
-            if len(self._waiting) >= self._batch_size:
-                return
-            remaining = None
-            if self._waiting:
-                remaining = self._waiting[0][0] + self._max_wait_s - time.monotonic()
-                if remaining <= 0:
-                    return
-            try:
-                await asyncio.wait_for(self._arrived.wait(), remaining)
-            except TimeoutError:
-                return
-
-    def _count(self, batch: Sequence[tuple[float, Request, asyncio.Future[Response]]], started: float) -> None:
-        statistics = self.statistics
-        statistics.num_batches += 1
-        statistics.num_requests += len(batch)
-        statistics.wait_s += sum(started - arrival for arrival, _, _ in batch)
-        statistics.sizes[len(batch)] = statistics.sizes.get(len(batch), 0) + 1
-
-
-class PolicyServer:
-    """Answers decision requests with the newest weights it was given.
-
-    `load` fills a second copy of the policy from any thread; the copies change places between two batches, so that a
-    batch is answered by one version throughout and inference never stops for new weights.
-    """
-
-    def __init__(self, policy: Policy, config: InferenceConfig, version: int = 0):
-        self._active = policy.to(config.device).train(False)
-        self._shadow = copy.deepcopy(self._active)
-        self._version = version
-        self._loaded: int | None = None
-        self._swap = threading.Lock()
+        self._queue = RequestQueue(window)  # of the service's thread; everybody else puts into the inbox
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._tracer = tracer or Tracer.off()
+        self._closed = False
+        self._ended = False
+        self._refusing = threading.Lock()
+        self._thread = threading.Thread(target=self._serve, name="inference", daemon=True)
 
     @property
-    def version(self) -> int:
-        """Of the newest weights it was given, in use from the next batch on."""
-        with self._swap:
-            return self._version if self._loaded is None else self._loaded
+    def num_waiting(self) -> int:
+        """Requests that are in no batch yet, as far as the thread has seen them."""
+        return len(self._queue)
 
-    def load(self, weights: Weights) -> None:
-        """Use `weights` from the next batch on. Call from one thread only."""
-        tensors = {name: torch.as_tensor(value) for name, value in weights.tensors.items()}
-        with self._swap:
-            self._loaded = None  # a batch must not take the copy that is being written
-            shadow = self._shadow
-        shadow.load_state_dict(tensors)
-        with self._swap:
-            self._loaded = weights.version
+    def start(self) -> None:
+        self._thread.start()
 
-    def answer(self, requests: Sequence[DecisionRequest]) -> list[Decision]:
-        """One decision for each request."""
-        with self._swap:
-            if self._loaded is not None:
-                self._active, self._shadow = self._shadow, self._active
-                self._version, self._loaded = self._loaded, None
-            policy, version = self._active, self._version
-        with torch.inference_mode():
-            output = policy.act(stack_requests(requests), np.array([request.seed for request in requests]))
-            action, log_prob, value = (tensor.detach().float().cpu().numpy() for tensor in output[:3])
-            blob = {key: tensor.cpu().numpy() for key, tensor in output.blob.items()}
-        return [
-            Decision(
-                action=action[row],
-                log_prob=log_prob[row],
-                value=float(value[row]),
-                blob={key: array[row] for key, array in blob.items()},
-                policy_version=version,
-            )
-            for row in range(len(requests))
-        ]
+    def close(self) -> None:
+        """End after the batch at hand; requests that still wait get `ServiceClosed`."""
+        self._closed = True
+        self._inbox.put(_nothing)
+        if self._thread.is_alive():
+            self._thread.join()
+        self._ended = True
+        self._refuse_waiting()
 
+    def __enter__(self) -> Self:
+        self.start()
+        return self
 
-class LocalClient:
-    """Answers the requests of one event loop in that loop, deterministically: everything that is waiting at once.
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-    For evaluation and `runtime.inline`, where environments are stepped in the loop itself: a batch leaves when no
-    slot can go on without an answer.
-    """
+    def submit(self, request: Request, done: Callable[[Response | Exception], None], client: str = "") -> None:
+        """Have `done` called with the answer, in the service's thread; from any thread."""
+        self.submit_many([done], [request], _tell_each, client)
 
-    def __init__(self, server: PolicyServer):
-        self._server = server
-        self._waiting: list[tuple[DecisionRequest, asyncio.Future[Decision]]] = []
+    def submit_many(
+        self,
+        tags: Sequence[Any],
+        requests: Sequence[Request],
+        done: Callable[[list[Any], list[Any]], None],
+        client: str = "",
+    ) -> None:
+        """Have `done` called with tags and answers, in the service's thread; from any thread.
 
-    async def act(self, request: DecisionRequest) -> Decision:
+        It is called once for each batch, with everything in that batch that was submitted with an equal `done`.
+
+        Args:
+            tags: one for each request, given back with its answer.
+            client: whose slots these are; matters in lockstep.
+        """
+        now = time.monotonic()
+        entries = [Waiting(now, request, tag, done, client) for tag, request in zip(tags, requests, strict=True)]
+        self._inbox.put(partial(self._queue.add, entries, now))
+        if self._ended:
+            self._refuse_waiting()
+
+    async def ask(self, request: Request, client: str = "") -> Response:
+        """The answer to one request. Raises what the batch function raised for it."""
+        (response,) = await self.ask_many([request], client)
+        if isinstance(response, Exception):
+            raise response
+        return response
+
+    async def ask_many(self, requests: Sequence[Request], client: str = "") -> list[Response | Exception]:
+        """The answers to several requests, which may be in different batches."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Decision] = loop.create_future()
-        self._waiting.append((request, future))
-        if len(self._waiting) == 1:
-            loop.create_task(self._flush())  # noqa: RUF006 - the futures keep it alive
-        return await future
+        futures: list[asyncio.Future[Any]] = [loop.create_future() for _ in requests]
+        self.submit_many(futures, requests, _resolve, client)
+        return await asyncio.gather(*futures)
 
-    async def _flush(self) -> None:
-        seen = 0
-        while seen != len(self._waiting):
-            seen = len(self._waiting)
-            await asyncio.sleep(0)
-        batch, self._waiting = self._waiting, []
+    def expect(self, client: str, num_slots: int) -> None:
+        """In lockstep: a batch waits for that many requests of `client`, until told otherwise."""
+        self._inbox.put(partial(self._queue.expect, client, num_slots))
+
+    def forget(self, client: str) -> None:
+        """In lockstep: `client` is gone."""
+        self.expect(client, 0)
+
+    def _serve(self) -> None:
+        ended = time.monotonic()
+        while batch := self._collect():
+            started = time.monotonic()
+            self.statistics.idle_s += started - ended
+            answers = self._answer_batch(batch)
+            ended = time.monotonic()
+            self._count(batch, started, ended)
+            _deliver(batch, answers)
+
+    def _collect(self) -> list[Waiting]:
+        """The next batch, as soon as it is due; empty when the service is closed."""
+        self._look()
+        device_was_busy = len(self._queue) > 0
+        if self._remaining_s(device_was_busy) > 0:
+            with self._tracer.span("wait"):
+                while (remaining := self._remaining_s(device_was_busy)) > 0:
+                    with suppress(Empty):
+                        self._inbox.get(timeout=None if remaining == math.inf else remaining)()
+                    self._look()
+        return [] if self._closed else self._queue.take()
+
+    def _look(self) -> None:
+        """Take in what has come."""
+        while not self._inbox.empty():
+            self._inbox.get()()
+
+    def _remaining_s(self, device_was_busy: bool) -> float:
+        return 0.0 if self._closed else self._queue.remaining_s(time.monotonic(), device_was_busy)
+
+    def _answer_batch(self, batch: Sequence[Waiting]) -> Sequence[Response | Exception]:
         try:
-            decisions = self._server.answer([request for request, _ in batch])
+            answers = self._answer([entry.request for entry in batch])
+            if len(answers) != len(batch):
+                raise RuntimeError(f"{len(answers)} answers to {len(batch)} requests")
+            return answers
         except Exception as error:
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
-            return
-        for (_, future), decision in zip(batch, decisions, strict=True):
-            if not future.done():
-                future.set_result(decision)
+            _log.exception("a batch of %d failed", len(batch))
+            self.statistics.num_failures += 1
+            return [error] * len(batch)
+
+    def _count(self, batch: Sequence[Waiting], started: float, ended: float) -> None:
+        size, statistics = len(batch), self.statistics
+        statistics.num_batches += 1
+        statistics.num_requests += size
+        statistics.wait_s += sum(started - entry.arrived_s for entry in batch)
+        statistics.forward_s += ended - started
+        statistics.sizes[size] = statistics.sizes.get(size, 0) + 1
+        self._tracer.add("forward", started, ended, size=size)
+        self._queue.learn(size, ended - started)
+
+    def _refuse_waiting(self) -> None:
+        """After the thread has ended; from any thread, for whatever was too late."""
+        with self._refusing:
+            self._look()
+            left = self._queue.take_all()
+        _deliver(left, [ServiceClosed("the inference service has ended")] * len(left))
 
 
-def stack_requests(requests: Sequence[DecisionRequest]) -> ObservationBatch:
-    """The observations of the requests as one batch."""
-    observations = [request.observation for request in requests]
-    return ObservationBatch(
-        images=torch.from_numpy(np.stack([observation["images"] for observation in observations])),
-        proprio=torch.from_numpy(np.stack([observation["proprio"] for observation in observations])),
-        instructions=[observation["instruction"] for observation in observations],
-        episode_step=torch.tensor([request.episode_step for request in requests]),
-    )
+def _deliver(batch: Sequence[Waiting], answers: Sequence[Any]) -> None:
+    groups: dict[Callable[[list[Any], list[Any]], None], tuple[list[Any], list[Any]]] = {}
+    for entry, answer in zip(batch, answers, strict=True):
+        tags, own = groups.setdefault(entry.done, ([], []))
+        tags.append(entry.tag)
+        own.append(answer)
+    for done, (tags, own) in groups.items():
+        try:
+            done(tags, own)
+        except Exception:
+            _log.exception("an asker could not take its answers")
+
+
+def _tell_each(dones: list[Callable[[Any], None]], answers: list[Any]) -> None:
+    for done, answer in zip(dones, answers, strict=True):
+        done(answer)
+
+
+def _resolve(futures: list[asyncio.Future[Any]], answers: list[Any]) -> None:
+    """Give the answers to their loops, each of which is woken once."""
+    for loop in {future.get_loop() for future in futures}:
+        own = [pair for pair in zip(futures, answers, strict=True) if pair[0].get_loop() is loop]
+        with suppress(RuntimeError):  # the loop has ended, and its askers with it
+            loop.call_soon_threadsafe(_set_results, own)
+
+
+def _set_results(pairs: list[tuple[asyncio.Future[Any], Any]]) -> None:
+    for future, answer in pairs:
+        if not future.done():
+            future.set_result(answer)
+
+
+def _nothing() -> None:
+    """Wakes the thread."""

@@ -1,14 +1,15 @@
-"""The training role: values recomputed, advantages normalised, one optimizer step a batch.
+"""The training role: values recomputed, advantages normalised, one optimizer step a global batch.
 
-    Batch ─► micro-batches of whole segments ─► values ─► GAE ─► normalisation ─► objective ─► gradients ─► step
+    micro-batches of whole segments ─► values ─► GAE ─► normalisation ─► objective ─► gradients ─► … ─► step
 
-Plain torch on one device. Gradients are weighted by tokens, so the result does not depend on how a batch is split.
+Plain torch on one device. Micro-batches are trained on as they come; gradients are sums over decisions, divided by
+their number when the batch is whole, so the result does not depend on how it was split.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,12 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from accerl.config import LearnerConfig, ObjectiveConfig
+from accerl.packing import split
 from accerl.protocols import Policy
 from accerl.rl import objectives
 from accerl.rl.diagnostics import explained_variance, token_diagnostics
 from accerl.rl.gae import gae
 from accerl.rl.normalization import Moments, moments, normalize
-from accerl.types import Batch, Evaluation, ObservationBatch, Weights
+from accerl.trace import Tracer
+from accerl.types import Batch, Evaluation, Weights
 
 
 class Learner:
@@ -35,7 +38,12 @@ class Learner:
     """
 
     def __init__(
-        self, policy: Policy, learner: LearnerConfig, objective: ObjectiveConfig, reference: Policy | None = None
+        self,
+        policy: Policy,
+        learner: LearnerConfig,
+        objective: ObjectiveConfig,
+        reference: Policy | None = None,
+        tracer: Tracer | None = None,
     ):
         self.policy = policy.to(learner.device).train()
         self._reference = None if reference is None else reference.to(learner.device).train(False)
@@ -54,6 +62,8 @@ class Learner:
             weight_decay=learner.weight_decay,
         )
         self._last_moments: Moments | None = None
+        self._tracer = tracer or Tracer.off()
+        self._forget_parts()
 
     def update(self, batch: Batch, progress: float = 0.0) -> dict[str, float]:
         """One optimizer step on one global batch; returns what to log.
@@ -64,24 +74,58 @@ class Learner:
         Raises:
             RuntimeError: a gradient is not finite.
         """
-        policy_lr, value_lr = self._learning_rates(progress)
-        lag = (self.version - batch.policy_version).float()
-        parts = [self._accumulate(micro, batch) for micro in self._advantages(batch)]
-        metrics = _weighted_mean(parts)
-        metrics["grad_norm"] = self._clip(self._policy_parameters)
-        metrics["value_grad_norm"] = self._clip(self._value_parameters)
-        for group, rate in zip(self._optimizer.param_groups, (policy_lr, value_lr), strict=True):
-            group["lr"] = rate
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        for micro in split(batch, self._config.micro_batch_decisions):
+            self.accumulate(micro)
+        return self.step(progress)
+
+    def accumulate(self, batch: Batch) -> None:
+        """Take a part of the global batch. With `recompute = "fused"` it is trained on at once; otherwise the parts
+        wait for the statistics of all of them.
+        """
+        with self._tracer.span("train" if self._config.recompute == "fused" else "recompute", size=batch.num_decisions):
+            lag = (self.version - batch.policy_version).float()
+            self._lags.append((lag.sum().item(), lag.max().item(), batch.num_decisions))
+            if self._config.recompute == "fused":
+                evaluation = self._evaluate(batch)
+                value = evaluation.value.detach()
+                raw = self._gae(batch, value)
+                self._seen.append(moments(raw))
+                scaled = self._normalize(raw, self._last_moments or _total(self._seen))
+                self._backward(_Part(batch, evaluation, raw + value, scaled))
+            else:
+                value = self._values(batch)
+                raw = self._gae(batch, value)
+                self._seen.append(moments(raw))
+                self._parts.append((batch, value, raw))
+
+    def step(self, progress: float = 0.0, before_step: Callable[[], None] | None = None) -> dict[str, float]:
+        """One optimizer step on everything accumulated; returns what to log.
+
+        Args:
+            progress: as for `update`.
+            before_step: called when only the parameters are left to be changed.
+
+        Raises:
+            RuntimeError: a gradient is not finite, or nothing was accumulated.
+        """
+        if not self.has_parts:
+            raise RuntimeError("nothing was accumulated for this step")
+        with self._tracer.span("train"):
+            return self._step(progress, before_step)
+
+    def skip(self) -> None:
+        """Count a global batch that was lost: its version is the same as the one before."""
         self.version += 1
-        self.updates += 1
-        return metrics | {
-            "policy_lr": policy_lr,
-            "batch_decisions": float(batch.num_decisions),
-            "policy_lag_mean": lag.mean().item(),
-            "policy_lag_max": lag.max().item(),
-        }
+
+    @property
+    def has_parts(self) -> bool:
+        """Something was accumulated since the last step."""
+        return bool(self._lags)
+
+    @property
+    def publish_every(self) -> int:
+        """Updates between two publications, as it is set now."""
+        return self._config.publish_every
 
     def configure(self, learner: LearnerConfig, objective: ObjectiveConfig) -> None:
         """Use other settings from the next update on."""
@@ -115,27 +159,45 @@ class Learner:
         warmup = 0.0 if trained < 0 else min(1.0, (trained + 1) / max(1, config.warmup_updates))
         return config.policy_lr * decay * warmup, config.value_lr * decay
 
-    def _advantages(self, batch: Batch) -> Iterator[_MicroBatch]:
-        """The batch in micro-batches, each with its advantages and, where gradients go through it, its forward pass."""
-        micros = list(split(batch, self._config.micro_batch_decisions))
-        if self._config.recompute == "fused":
-            statistics = self._last_moments
-            seen: list[Moments] = []
-            for micro in micros:
-                evaluation = self._evaluate(micro)
-                raw = self._gae(micro, evaluation.value.detach())
-                seen.append(moments(raw))
-                scaled = self._normalize(raw, statistics or _total(seen))
-                yield _MicroBatch(micro, evaluation, raw + evaluation.value.detach(), scaled)
-            self._last_moments = _total(seen)
-            return
-        values = [self._values(micro) for micro in micros]
-        raws = [self._gae(micro, value) for micro, value in zip(micros, values, strict=True)]
-        statistics = _total([moments(raw) for raw in raws])
-        for micro, value, raw in zip(micros, values, raws, strict=True):
-            yield _MicroBatch(micro, self._evaluate(micro), raw + value, self._normalize(raw, statistics))
+    def _step(self, progress: float, before_step: Callable[[], None] | None) -> dict[str, float]:
+        statistics = _total(self._seen)
+        for batch, value, raw in self._parts:
+            self._backward(_Part(batch, self._evaluate(batch), raw + value, self._normalize(raw, statistics)))
+        lag_sums, lag_maxima, sizes = zip(*self._lags, strict=True)
+        num_decisions = sum(sizes)
+        metrics = _weighted_mean(self._metrics)
+        for parameter in (*self._policy_parameters, *self._value_parameters):
+            if parameter.grad is not None:
+                parameter.grad.div_(num_decisions)
+        metrics["grad_norm"] = self._clip(self._policy_parameters)
+        metrics["value_grad_norm"] = self._clip(self._value_parameters)
+        policy_lr, value_lr = self._learning_rates(progress)
+        for group, rate in zip(self._optimizer.param_groups, (policy_lr, value_lr), strict=True):
+            group["lr"] = rate
+        if before_step is not None:
+            before_step()
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._last_moments = statistics
+        self._forget_parts()
+        self.version += 1
+        self.updates += 1
+        return metrics | {
+            "policy_lr": policy_lr,
+            "batch_decisions": float(num_decisions),
+            "policy_lag_mean": sum(lag_sums) / num_decisions,
+            "policy_lag_max": max(lag_maxima),
+        }
 
-    def _accumulate(self, part: _MicroBatch, whole: Batch) -> tuple[float, dict[str, float]]:
+    def _forget_parts(self) -> None:
+        """Nothing of a global batch is accumulated."""
+        self._lags: list[tuple[float, float, int]] = []
+        self._seen: list[Moments] = []
+        self._parts: list[tuple[Batch, Tensor, Tensor]] = []
+        self._metrics: list[tuple[int, dict[str, float]]] = []
+
+    def _backward(self, part: _Part) -> None:
+        """Add the part's gradients: sums over its decisions, the mean over the tokens of each."""
         batch, evaluation, target, advantage = part
         config = self._objective
         device = evaluation.log_prob.device
@@ -156,11 +218,9 @@ class Learner:
             + config.reference_kl * reference_kl
             - config.entropy_coefficient * entropy
         )
-
-        token_share = (mask.sum() / whole.mask.sum()).item()
-        decision_share = batch.num_decisions / whole.num_decisions
-        (token_share * policy_loss + decision_share * config.value_coefficient * value_loss).backward()
-        return decision_share, {
+        executed = mask.sum() / mask.shape[1]  # decisions, a shortened one for its share
+        (executed * policy_loss + batch.num_decisions * config.value_coefficient * value_loss).backward()
+        metrics = {
             "policy_loss": objective.loss.item(),
             "value_loss": value_loss.item(),
             "reference_kl": reference_kl.item(),
@@ -169,6 +229,7 @@ class Learner:
             "value_mean": evaluation.value.mean().item(),
             **token_diagnostics(log_ratio, objective.weight, mask),
         }
+        self._metrics.append((batch.num_decisions, metrics))
 
     def _reference_kl(self, batch: Batch, log_prob: Tensor, mask: Tensor) -> Tensor:
         if self._reference is None or not self._objective.reference_kl:
@@ -212,54 +273,20 @@ class Learner:
         return norm.item()
 
 
-class _MicroBatch(NamedTuple):
+class _Part(NamedTuple):
+    """A part of the global batch with its advantages, and its forward pass, which gradients go through."""
+
     batch: Batch
     evaluation: Evaluation
     target: Tensor
     advantage: Tensor
 
 
-def split(batch: Batch, max_decisions: int) -> Iterator[Batch]:
-    """Whole segments in order, as many as fit into `max_decisions`; a longer segment goes alone."""
-    lengths = batch.lengths.tolist()
-    first = 0
-    while first < len(lengths):
-        end, size = first + 1, lengths[first]
-        while end < len(lengths) and size + lengths[end] <= max_decisions:
-            size += lengths[end]
-            end += 1
-        yield batch if (first, end) == (0, len(lengths)) else _segments(batch, first, end)
-        first = end
-
-
-def _segments(batch: Batch, first: int, end: int) -> Batch:
-    offsets = F.pad(batch.lengths.cumsum(0), (1, 0))
-    rows = slice(int(offsets[first]), int(offsets[end]))
-    bootstraps = F.pad((~batch.terminal).long().cumsum(0), (1, 0)) + batch.num_decisions
-    beyond = slice(int(bootstraps[first]), int(bootstraps[end]))
-    decisions, tails = batch.observations[rows], batch.observations[beyond]
-    return Batch(
-        observations=ObservationBatch(
-            images=torch.cat([decisions.images, tails.images]),
-            proprio=torch.cat([decisions.proprio, tails.proprio]),
-            instructions=decisions.instructions + tails.instructions,
-            episode_step=torch.cat([decisions.episode_step, tails.episode_step]),
-        ),
-        blob={key: value[rows] for key, value in batch.blob.items()},
-        log_prob=batch.log_prob[rows],
-        mask=batch.mask[rows],
-        behaviour_value=batch.behaviour_value[rows],
-        reward=batch.reward[rows],
-        policy_version=batch.policy_version[rows],
-        lengths=batch.lengths[first:end],
-        terminal=batch.terminal[first:end],
-    )
-
-
 def _total(parts: list[Moments]) -> Moments:
     return Moments(*(torch.stack(sums).sum(0) for sums in zip(*parts, strict=True)))
 
 
-def _weighted_mean(parts: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
+def _weighted_mean(parts: list[tuple[int, dict[str, float]]]) -> dict[str, float]:
     names = {name for _, metrics in parts for name in metrics}
-    return {name: sum(share * metrics.get(name, 0.0) for share, metrics in parts) for name in names}
+    total = sum(size for size, _ in parts)
+    return {name: sum(size * metrics.get(name, 0.0) for size, metrics in parts) / total for name in names}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 import numpy as np
 
 from accerl.types import (
+    BatchRule,
     Blob,
     ChunkResult,
     Decision,
@@ -150,10 +151,22 @@ class TrajectorySink(Protocol):
 
 
 class TrajectorySource(Protocol):
-    """replay -> prefetch."""
+    """replay -> prefetch. `batch` is the version of the parameters that the batch at hand will be trained on."""
 
-    def sample(self, num_decisions: int, timeout_s: float) -> Sequence[Trajectory]:
+    def sample(self, num_decisions: int, batch: int, timeout_s: float) -> Sequence[Trajectory]:
         """Segments with at least `num_decisions` decisions in all; empty if that many were not there in time."""
+        ...
+
+    def rule(self, batch: int, timeout_s: float) -> BatchRule:
+        """What the batch is made of; returns when that, or what there is to take, may have changed, or in time."""
+        ...
+
+    def take(self, num_decisions: int, rule: BatchRule, batch: int, timeout_s: float) -> Sequence[Trajectory]:
+        """Segments for the batch, as they came, about `num_decisions` and all that `rule` wants; maybe none."""
+        ...
+
+    def confirm(self, batch: int) -> None:
+        """Every batch up to this one was trained on. Never waits."""
         ...
 
 

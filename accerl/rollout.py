@@ -1,4 +1,4 @@
-"""The rollout role: k environments kept going by one event loop, stepped in one thread.
+"""The rollout role: k environments kept going by one event loop, stepped in one thread or a few.
 
 While one slot waits for its action, another one steps: a worker's core is idle only when every slot waits.
 """
@@ -6,7 +6,8 @@ While one slot waits for its action, another one steps: a worker's core is idle 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from accerl.config import RolloutConfig
 from accerl.protocols import Env, PolicyClient, TaskSource, TrajectorySink
+from accerl.trace import Tracer
 from accerl.types import ChunkResult, Decision, DecisionRequest, Episode, EpisodePlan, Observation, Trajectory
 
 Result = TypeVar("Result")
@@ -24,9 +26,10 @@ class RolloutWorker:
     """Plays the episodes that `tasks` hands out, asks `client` for actions and gives segments to `sink`.
 
     Args:
-        make_env: called once a slot, on the stepping thread.
-        executor: of exactly one thread, for simulators that are bound to theirs; None: step in the event loop.
-        seed: of this worker; no two workers of a run, restarted ones included, may share it.
+        make_env: called once a slot, on the thread that steps it.
+        seed: of this worker, for episodes whose plan has none; no two workers of a run may share it.
+        executors: each of exactly one thread, for simulators that are bound to theirs; slots are dealt out over them.
+            None: step in the event loop.
     """
 
     def __init__(
@@ -38,7 +41,8 @@ class RolloutWorker:
         sink: TrajectorySink,
         tasks: TaskSource,
         seed: int,
-        executor: Executor | None = None,
+        executors: Sequence[Executor] = (),
+        tracer: Tracer | None = None,
     ):
         self.name = name
         self.num_decisions = 0
@@ -49,7 +53,8 @@ class RolloutWorker:
         self._sink = sink
         self._tasks = tasks
         self._seed = seed
-        self._executor = executor
+        self._executors = executors
+        self._tracer = tracer or Tracer.off()
 
     async def run(self) -> None:
         """Until `tasks` has nothing more for any slot, or cancelled."""
@@ -58,20 +63,29 @@ class RolloutWorker:
                 slots.create_task(self._run_slot(slot))
 
     async def _run_slot(self, slot: int) -> None:
-        env = await self._step(self._make_env)
+        stage = _Stage(slot, self._executors[slot % len(self._executors)] if self._executors else None, self._tracer)
+        env = await stage.call(self._make_env)
         episode = 0
         try:
-            while (plan := await self._tasks.next_episode()) is not None:
+            while True:
+                with self._tracer.span("wait_credit", str(slot)):
+                    plan = await self._tasks.next_episode()
+                if plan is None:
+                    return
                 seed = derive_seed(self._seed, slot, episode) if plan.seed is None else plan.seed
-                await self._play(env, plan, seed, origin=f"{self.name}/{slot}/{episode}")
+                self._client.enter()
+                try:
+                    await self._play(env, stage, plan, seed, origin=f"{self.name}/{slot}/{episode}")
+                finally:
+                    self._client.leave()
                 episode += 1
         finally:
-            await self._step(env.close)
+            await stage.call(env.close)
 
-    async def _play(self, env: Env, plan: EpisodePlan, seed: int, origin: str) -> None:
-        observation, _ = await self._step(lambda: env.reset(seed=seed % 2**31, options={"task": plan.task}))
+    async def _play(self, env: Env, stage: _Stage, plan: EpisodePlan, seed: int, origin: str) -> None:
+        observation, _ = await stage.call(lambda: env.reset(seed=seed % 2**31, options={"task": plan.task}))
         observation = instruct(observation, plan)
-        segment = _Segment(plan.task, observation, episode_step=0, origin=origin)
+        segment = _Segment(plan, observation, episode_step=0, origin=origin)
         totals = np.zeros(3)
         step = 0
         while True:
@@ -79,9 +93,11 @@ class RolloutWorker:
                 observation=observation,
                 episode_step=step,
                 seed=GREEDY if plan.greedy else derive_seed(seed, step),
+                policy_version=plan.policy_version,
             )
-            decision = await self._client.act(request)
-            result = await self._step(lambda action=decision.action: env.step_chunk(action))
+            with self._tracer.span("wait", stage.lane):
+                decision = await self._client.act(request)
+            result = await stage.call(lambda action=decision.action: env.step_chunk(action))
             observation = instruct(result.observation, plan)
             step += 1
             totals += (result.reward, 1, result.num_env_steps)
@@ -89,9 +105,10 @@ class RolloutWorker:
             self.num_env_steps += result.num_env_steps
             segment.add(decision, result, observation)
             ended = result.terminal or result.truncated
-            if ended or len(segment) == self._config.segment_decisions:
-                await self._sink.put(segment.finish())
-                segment = _Segment(plan.task, observation, episode_step=step, origin=origin)
+            if ended or self._is_due(segment):
+                with self._tracer.span("wait_sink", stage.lane):
+                    await self._sink.put(segment.finish())
+                segment = _Segment(plan, observation, episode_step=step, origin=origin)
             if ended:
                 break
         episode_return, num_decisions, num_env_steps = totals
@@ -104,20 +121,44 @@ class RolloutWorker:
                 num_env_steps=int(num_env_steps),
                 policy_version=decision.policy_version,
                 origin=origin,
+                number=plan.number,
             )
         )
 
-    async def _step(self, call: Callable[[], Result]) -> Result:
+    def _is_due(self, segment: _Segment) -> bool:
+        """Send it before the episode ends: it is long enough, or its oldest decision is getting too old."""
+        bound = self._config.max_policy_lag
+        return len(segment) >= self._config.segment_decisions or (
+            bound is not None and segment.lag >= max(1, bound // 2)
+        )
+
+
+class _Stage:
+    """Where a slot's environment is stepped: its thread, if it has one, and its lane of the trace."""
+
+    def __init__(self, slot: int, executor: Executor | None, tracer: Tracer):
+        self.lane = str(slot)
+        self._executor = executor
+        self._tracer = tracer
+
+    async def call(self, function: Callable[[], Result]) -> Result:
         if self._executor is None:
-            return call()
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+            return self._timed(function)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._timed, function)
+
+    def _timed(self, function: Callable[[], Result]) -> Result:
+        started = time.monotonic()
+        try:
+            return function()
+        finally:
+            self._tracer.add("env", started, time.monotonic(), self.lane)
 
 
 class _Segment:
     """A trajectory in the making."""
 
-    def __init__(self, task: str, observation: Observation, episode_step: int, origin: str):
-        self._task = task
+    def __init__(self, plan: EpisodePlan, observation: Observation, episode_step: int, origin: str):
+        self._plan = plan
         self._origin = origin
         self._first_step = episode_step
         self._observations = [observation]
@@ -126,6 +167,12 @@ class _Segment:
 
     def __len__(self) -> int:
         return len(self._decisions)
+
+    @property
+    def lag(self) -> int:
+        """Versions between its oldest and its newest decision."""
+        versions = [decision.policy_version for decision in self._decisions]
+        return max(versions) - min(versions)
 
     def add(self, decision: Decision, result: ChunkResult, observation: Observation) -> None:
         self._decisions.append(decision)
@@ -136,7 +183,7 @@ class _Segment:
         last = self._results[-1]
         steps = np.arange(self._first_step, self._first_step + len(self) + 1, dtype=np.int32)
         return Trajectory(
-            task=self._task,
+            task=self._plan.task,
             instruction=self._observations[0]["instruction"],
             images=np.stack([observation["images"] for observation in self._observations]),
             proprio=np.stack([observation["proprio"] for observation in self._observations]),
@@ -152,6 +199,7 @@ class _Segment:
             truncated=last.truncated,
             success=last.success,
             origin=self._origin,
+            episode=self._plan.number,
         )
 
     @staticmethod

@@ -222,6 +222,22 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRule:
+    """admission -> prefetch: what the next batch is made of, and whether it may end with what is there."""
+
+    episodes_below: int | None = None
+    """Only of episodes with a smaller number."""
+    needs_all: bool = False
+    """The batch is all that the fields above admit, whatever `learner.batch_decisions` says."""
+    oldest_version: int | None = None
+    """Unused decisions of older versions belong to this batch too: for the next one they would be too old."""
+    is_complete: bool = True
+    """Nothing that must be in this batch is still being played."""
+    is_starved: bool = False
+    """Nothing more can come before this batch was trained on, so it takes what is there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
     """learner -> weights -> inference: the parameters of one policy version."""
 

@@ -1,12 +1,46 @@
-"""Vision-language-action policies behind `accerl.protocols.Policy`."""
+"""Vision-language-action policies behind `accerl.protocols.Policy`.
+
+A policy of your own is a class that `policy.kind = "package.module:Class"` names. It has `for_env(spec, instructions,
+config)`, which makes an untrained one for an environment, and takes as keywords what its `config_dict` gives beside
+`kind`, which is that same name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from accerl.config import ConfigError
+from accerl.config import ConfigError, PolicyConfig, suggest
 from accerl.protocols import Policy
+from accerl.types import EnvSpec
+
+KINDS = ("tiny_vla",)
+
+
+def new_policy(config: PolicyConfig, spec: EnvSpec, instructions: Iterable[str], value_probability: bool) -> Policy:
+    """An untrained policy of `config.kind` for such an environment; random weights.
+
+    Args:
+        value_probability: its values are probabilities, as `objective.value_loss = "bce"` needs.
+
+    Raises:
+        ConfigError: an unknown kind.
+    """
+    if config.kind != "tiny_vla":
+        return find_class(config.kind).for_env(spec, instructions, config)
+    from accerl.policies.tiny_vla import TinyVLA, TinyVLAConfig
+
+    return TinyVLA(
+        TinyVLAConfig.for_env(
+            spec,
+            instructions,
+            width=config.width,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            value_probability=value_probability,
+        )
+    )
 
 
 def build_policy(description: Mapping[str, Any]) -> Policy:
@@ -18,12 +52,32 @@ def build_policy(description: Mapping[str, Any]) -> Policy:
     from accerl.policies.tiny_vla import TinyVLA, TinyVLAConfig
 
     fields = {key: value for key, value in description.items() if key != "format"}
-    kind = fields.pop("kind", None)
+    kind = str(fields.pop("kind", None))
     if kind != "tiny_vla":
-        raise ConfigError(f"policy.kind: this version cannot build {kind!r}; known: tiny_vla")
+        return find_class(kind)(**fields)
     try:
         config = TinyVLAConfig(**fields)
     except ValueError as error:
         reason = "; ".join(str(error).splitlines()[1:3])
         raise ConfigError(f"policy.checkpoint: policy.json does not fit this version ({reason.strip()})") from None
     return TinyVLA(config)
+
+
+def find_class(kind: str) -> Any:
+    """The class that `package.module:Class` names.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    module_name, colon, name = kind.partition(":")
+    if not colon:
+        hint = suggest(kind, list(KINDS))
+        raise ConfigError(f"policy.kind: this version cannot build {kind!r}; {hint} (or 'package.module:Class')")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"policy.kind: cannot import {module_name!r} ({error}); is it on sys.path?") from None
+    found = getattr(module, name, None)
+    if not isinstance(found, type):
+        raise ConfigError(f"policy.kind: {module_name!r} has no class {name!r}")
+    return found

@@ -9,36 +9,32 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from accerl.admission import Admission
+from accerl.advisor import advise, readings_from
 from accerl.checkpoint import list_checkpoints, load_checkpoint
-from accerl.config import ConfigError, RunConfig, suggest
+from accerl.config import ConfigError, RunConfig
 from accerl.files import append_line
 from accerl.metrics import MetricsWriter, RunMetrics, rewind
-from accerl.runtime import placement
+from accerl.runtime import knobs
+from accerl.runtime.board import Board
+from accerl.runtime.crew import Crew
+from accerl.runtime.dispatcher import Dispatcher
+from accerl.runtime.ports import Directory
+from accerl.runtime.readings import Readings
 from accerl.runtime.run import write_status
-from accerl.runtime.supervisor import Incidents, RoleError, keep_running
+from accerl.runtime.supervisor import Incidents, RoleError
+from accerl.runtime.weights_group import GroupBoard
 from accerl.tasks import TaskSampler
-from accerl.types import Episode, EpisodePlan, Trajectory
+from accerl.types import BatchRule, Episode, EpisodePlan, Trajectory
 
 REPORT_EVERY_S = 2.0
-KNOBS = {
-    "objective": (
-        "sigma",
-        "clip",
-        "negative_scale",
-        "behaviour_kl",
-        "reference_kl",
-        "entropy_coefficient",
-        "value_coefficient",
-    ),
-    "learner": ("policy_lr", "value_lr", "max_grad_norm", "publish_every"),
-}
-"""What may be changed while the run goes on."""
+FLUSH_WITHIN_S = 2.0
 
 
 class Controller:
@@ -50,124 +46,170 @@ class Controller:
         self._state = "starting"
         self._reason = ""
         self._tasks = TaskSampler(config.env.tasks, config.tasks, config.seed)
+        self._dispatcher = Dispatcher(Admission(config, self._tasks))
         self._metrics = RunMetrics(config.env.tasks)
         self._incidents = Incidents(config.folder)
+        self._readings = Readings(config)
         self._updates = 0
         self._resume()
         self._writer = MetricsWriter(config.folder)
-        self._weights: tuple[int, int, list[Any]] = (0, 0, [])
-        self._knobs: dict[str, dict[str, Any]] = {}
-        self._published = asyncio.Condition()
-        self._unpaused = asyncio.Event()
-        self._unpaused.set()
+        self._weights: Board[tuple[int, list[Any]]] = Board((0, []))
+        self._group = GroupBoard()
+        self._crew = Crew(config, self._dispatcher, self._incidents, self._group)
+        self._knobs: knobs.Knobs = {}
         self._stopping = asyncio.Event()
         self._line: dict[str, Any] = {}
 
     async def run(self) -> str:
         """Place the roles and keep them at work until the run has ended; returns the final state."""
-        self._roles = placement.place(self._config, self._start)
         try:
-            await self._roles.wait_until_ready()
+            await self._crew.start(self._start)
             self._metrics.start_clock()
             self._set_state("running")
-            await self._supervise()
+            report = asyncio.create_task(self._report())
+            try:
+                await self._crew.work(report)
+            finally:
+                report.cancel()
+            await self._write_line()
+            await self._crew.roles.flush(FLUSH_WITHIN_S)
             self._set_state("finished")
         except (RoleError, ConfigError) as error:
             self._set_state("failed", str(error))
         finally:
             self._writer.close()
-            self._roles.kill()
+            self._crew.end()
         return self._state
 
     # --- what the roles call ------------------------------------------------------------------------------------
 
-    async def exchange(self, worker: str, episodes: list[Episode], num_plans: int) -> list[EpisodePlan]:
-        """Take a worker's finished episodes and give it new ones to play; waits while the run is paused."""
-        for episode in episodes:
-            self._tasks.report(episode)
+    async def exchange(self, worker: str, episodes: list[Episode]) -> EpisodePlan | None:
+        """Take a worker's finished episodes and give it the next one, once it may start; None: leave."""
+        for episode in self._dispatcher.finish(episodes):
             self._metrics.add_episode(episode)
         self._check_limits()
-        await self._unpaused.wait()
-        return [EpisodePlan(task=self._tasks.next_task()) for _ in range(num_plans)]
+        return await self._dispatcher.next_episode(worker)
 
-    async def steer(self, update: Mapping[str, float] | None) -> dict[str, Any]:
-        """Take the learner's metrics and tell it how to go on."""
+    async def deliver(self, number: int, version: int) -> None:
+        """A segment of an episode that goes on is in the replay."""
+        await self._dispatcher.deliver(number, version)
+
+    async def rule(self, batch: int, seen: int, timeout_s: float) -> tuple[BatchRule, int]:
+        """What a batch is made of, and the number of events so far, once it is above `seen`."""
+        return await self._dispatcher.rule(batch, seen, timeout_s)
+
+    async def steer(
+        self, update: Mapping[str, float] | None, episodes: Collection[int], version: int | None = None
+    ) -> dict[str, Any]:
+        """Take what the learner did (`version` is its newest) and tell it how to go on."""
+        if version is not None:
+            await self._dispatcher.train(version, episodes)
         if update is not None:
             self._metrics.add_update(update)
             self._updates = int(update["updates"])
             self._check_limits()
         return {
             "stop": self._stopping.is_set(),
-            "paused": not self._unpaused.is_set(),
+            "paused": self._dispatcher.is_paused,
             "progress": self.progress,
-            "version": self._weights[1],
+            "version": self._dispatcher.admission.version,
             "knobs": self._knobs,
+            "shards": self._crew.directory.value.giving,
         }
 
     async def publish(self, version: int, reference: list[Any]) -> None:
         """Make a version of the weights the newest one."""
-        async with self._published:
-            self._weights = (self._weights[0] + 1, version, reference)
-            self._published.notify_all()
+        await self._weights.post((version, reference))
 
     async def latest(self, publication: int, timeout_s: float) -> tuple[int, int, list[Any]] | None:
         """Number, version and reference of the newest weights, once there are newer ones than `publication`."""
-        async with self._published:
-            try:
-                await asyncio.wait_for(self._published.wait_for(lambda: self._weights[0] > publication), timeout_s)
-            except TimeoutError:
-                return None
-            return self._weights
+        answer = await self._weights.newer(publication, timeout_s)
+        if answer is None:
+            return None
+        number, (version, reference) = answer
+        return number, version, reference
+
+    async def board(self, verb: str, *arguments: Any) -> Any:
+        """What `GroupBoard` offers to the members of a broadcast group."""
+        return getattr(self._group, verb)(*arguments)
+
+    async def join(self, service: str, endpoint: Any) -> None:
+        """The service can be asked from now on."""
+        await self._crew.join(service, endpoint)
+
+    async def serve(self, service: str, version: int) -> None:
+        """The service answers with this version from now on."""
+        await self._dispatcher.serve(service, version)
+
+    async def directory(self, seen: int, timeout_s: float) -> tuple[int, Directory] | None:
+        """Who is there, and the number of that, once it is above `seen`."""
+        return await self._crew.directory.newer(seen, timeout_s)
 
     async def snapshot(self) -> dict[str, Any]:
         """What a checkpoint keeps of the run beside the learner."""
         self._metrics.tick()
-        return {"tasks": self._tasks.state_dict(), "metrics": self._metrics.state_dict()}
+        return {
+            "tasks": self._tasks.state_dict(),
+            "metrics": self._metrics.state_dict(),
+            "admission": self._dispatcher.admission.state_dict(),
+        }
 
     # --- what the handle calls ----------------------------------------------------------------------------------
 
     async def pause(self) -> None:
         """No new episodes and no updates; what is being played is finished."""
-        self._unpaused.clear()
+        await self._dispatcher.pause(True)
         self._set_state("paused")
 
     async def resume(self) -> None:
-        self._unpaused.set()
+        await self._dispatcher.pause(False)
         self._set_state("running")
 
-    async def set(self, knobs: dict[str, Any]) -> dict[str, Any]:
+    async def set(self, changes: dict[str, Any]) -> knobs.Knobs:
         """Change settings of `KNOBS`, all or none; returns all that differ from the run's configuration.
 
         Raises:
             ConfigError: an unknown knob or a value that does not fit.
         """
-        changed = {section: dict(fields) for section, fields in self._knobs.items()}
-        for name, value in knobs.items():
-            section, field = _find_knob(name)
-            changed.setdefault(section, {})[field] = value
-        for section, fields in changed.items():
-            current = getattr(self._config, section)
-            type(current)(**{**current.model_dump(), **fields})
-        for name, value in knobs.items():
-            append_line(
-                self._config.folder / "events.jsonl",
-                {"time": time.time(), "decisions": self._metrics.decisions, "set": name, "to": value},
-            )
-        self._knobs = changed
-        return changed
+        self._knobs = knobs.turn(self._config, self._knobs, changes)
+        for name, value in changes.items():
+            self._note(set=name, to=value)
+        return self._knobs
+
+    async def scale(self, changes: dict[str, int]) -> dict[str, int]:
+        """Add or remove processes of a kind; returns how many of each there will be.
+
+        Raises:
+            ConfigError: an unknown kind, or fewer than one left of it.
+        """
+        counts = await self._crew.scale(changes)
+        self._note(scale=changes)
+        return counts
+
+    async def health(self) -> dict[str, Any]:
+        """What the roles hold and do at this moment."""
+        admission = self._dispatcher.admission
+        return {
+            **await Readings(self._config).line(self._crew.roles.named()),
+            "decisions": self._metrics.decisions,
+            "trained_decisions": self._metrics.trained_decisions,
+            "episodes_in_flight": admission.in_flight,
+            "version": admission.version,
+        }
 
     async def checkpoint(self) -> str:
         """Save now; returns the checkpoint's folder."""
-        return await self._roles.learner.checkpoint.remote()
+        return await self._crew.learner.checkpoint.remote()
 
     async def trajectories(self, num: int) -> list[Trajectory]:
         """The newest trajectories in the replay."""
-        parts = await asyncio.gather(*(shard.recent.remote(num) for shard in self._roles.replay))
+        shards = self._crew.directory.value.giving.values()
+        parts = await asyncio.gather(*(shard.recent.remote(num) for shard in shards))
         return [trajectory for part in parts for trajectory in part][-num:]
 
     async def stop(self) -> None:
         """Save a checkpoint and end the run."""
-        self._unpaused.set()
+        await self._dispatcher.pause(False)
         self._stopping.set()
         self._set_state("stopping")
 
@@ -184,46 +226,29 @@ class Controller:
 
     # --- inside -------------------------------------------------------------------------------------------------
 
-    async def _supervise(self) -> None:
-        """Until the learner has done its last update and saved it."""
-        learner = asyncio.create_task(keep_running("learner", self._roles.learner, self._incidents))
-        others = [
-            asyncio.create_task(keep_running(name, actor, self._incidents))
-            for name, actor in self._roles.named()
-            if name != "learner"
-        ]
-        report = asyncio.create_task(self._report())
-        pending = {learner, report, *others}
-        try:
-            while learner in pending:
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
-        finally:
-            for task in pending:
-                task.cancel()
-        self._write_line(await self._roles.health())
-
     async def _report(self) -> None:
-        """Write a line of metrics at regular times; ends with the learner."""
-        while not self._stopping.is_set():
-            try:
-                await asyncio.wait_for(self._stopping.wait(), REPORT_EVERY_S)
-            except TimeoutError:
-                self._check_limits()
-                if self._unpaused.is_set():
-                    self._write_line(await self._roles.health())
+        """Write a line of metrics at regular times."""
+        while True:
+            await asyncio.sleep(REPORT_EVERY_S)
+            self._check_limits()
+            if not (self._dispatcher.is_paused or self._stopping.is_set()):
+                await self._write_line()
 
-    def _write_line(self, health: Mapping[str, Any]) -> None:
-        self._line = {
+    async def _write_line(self) -> None:
+        health = await self._readings.line(self._crew.roles.named())
+        line = {
             **self._metrics.line(),
             **health,
             "updates": self._updates,
-            "version": self._weights[1],
+            "version": self._dispatcher.admission.version,
+            "episodes_in_flight": self._dispatcher.admission.in_flight,
             "task_probability": self._tasks.probabilities(),
             "incidents": self._incidents.count,
             "cores_busy": [share / 100 for share in psutil.cpu_percent(percpu=True)],
         }
+        if self._config.max_policy_lag is not None:
+            line["max_policy_lag"] = self._config.max_policy_lag
+        self._line = {**line, "advice": advise(readings_from(line)).sentence}
         self._writer.write(self._line)
         self._set_state(self._state, self._reason)
 
@@ -231,6 +256,11 @@ class Controller:
         if self._state == "running" and self.progress >= 1:
             self._stopping.set()
             self._set_state("stopping")
+
+    def _note(self, **event: Any) -> None:
+        """A line in `events.jsonl`."""
+        line = {"time": time.time(), "decisions": self._metrics.decisions, **event}
+        append_line(self._config.folder / "events.jsonl", line)
 
     def _set_state(self, state: str, reason: str = "") -> None:
         self._state, self._reason = state, reason
@@ -244,15 +274,6 @@ class Controller:
         learner, run = load_checkpoint(written[-1])
         self._tasks.load_state_dict(run["tasks"])
         self._metrics.load_state_dict(run["metrics"])
+        self._dispatcher.admission.load_state_dict(run["admission"])
         self._updates = learner["updates"]
         rewind(self._config.folder / "metrics.jsonl", self._metrics.decisions)
-
-
-def _find_knob(name: str) -> tuple[str, str]:
-    """`sigma` or `objective.sigma` as section and field."""
-    section, _, field = name.rpartition(".")
-    for known, fields in KNOBS.items():
-        if field in fields and section in ("", known):
-            return known, field
-    names = [known for fields in KNOBS.values() for known in fields]
-    raise ConfigError(f"{name}: not a setting that can be changed while running; {suggest(field, names)}")

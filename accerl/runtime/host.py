@@ -24,6 +24,7 @@ from accerl.config import ConfigError, RunConfig
 from accerl.runtime import cluster
 from accerl.runtime.preflight import start_policy
 from accerl.runtime.run import write_status
+from accerl.timeline import write_chrome_trace
 
 STOP_WITHIN_S = 8.0
 """For the learner to finish its update and save."""
@@ -48,6 +49,8 @@ def main() -> int:
         state = "failed"
     finally:
         (folder / "connection.json").unlink(missing_ok=True)
+    if state == "finished" and config.trace.enabled:
+        write_chrome_trace(folder)
     return 0 if state == "finished" else 1
 
 

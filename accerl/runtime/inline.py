@@ -1,20 +1,22 @@
 """The same roles in one process, in lockstep and deterministic: for debugging, parity and tests.
 
-all slots step ─► one forward ─► … ─► every `decisions_per_update` decisions: one update ─► new weights at once
+all slots step ─► one forward ─► … ─► a batch is there: one update ─► new weights at once
 """
 
 from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
+from accerl.admission import Admission
 from accerl.config import RunConfig
 from accerl.inference import LocalClient, PolicyServer
 from accerl.learner import Learner
-from accerl.prefetch import pack
+from accerl.packing import count, pack
+from accerl.prefetch import closes
 from accerl.protocols import Env, Policy
 from accerl.replay import Replay
 from accerl.rollout import RolloutWorker
@@ -24,6 +26,9 @@ from accerl.types import Episode, EpisodePlan, Trajectory
 
 class InlineRun:
     """A run without processes, threads, timers or files.
+
+    Without a bound on staleness an update comes after every `decisions_per_update` decisions; with one, as soon as
+    `Admission` lets a batch be closed. With K = 0 the batches are the same in every mode, and so are the parameters.
 
     Args:
         decisions_per_update: decisions collected between two updates; `learner.batch_decisions` uses each once.
@@ -43,16 +48,19 @@ class InlineRun:
         reference = copy.deepcopy(policy) if config.objective.reference_kl else None
         self.learner = Learner(policy, config.learner, config.objective, reference)
         self.tasks = TaskSampler(config.env.tasks, config.tasks, config.seed)
+        self.admission = Admission(config, self.tasks)
         self.replay = Replay(config.replay, config.seed)
         self._server = PolicyServer(copy.deepcopy(policy), config.inference)
         self._decisions_per_update = decisions_per_update or config.learner.batch_decisions
         self._next_update = max(self._decisions_per_update, config.replay.min_decisions)
         self._on_update = on_update
+        self._batch: list[Trajectory] = []
+        self._changed = asyncio.Condition()
         self._worker = RolloutWorker(
             name="inline",
             make_env=make_env,
             config=config.rollout,
-            client=LocalClient(self._server),
+            client=LocalClient(self._server, None if config.is_lockstep else config.inference.batch_size),
             sink=self,
             tasks=self,
             seed=config.seed,
@@ -75,11 +83,18 @@ class InlineRun:
         asyncio.run(self._worker.run())
 
     async def next_episode(self) -> EpisodePlan | None:
-        return EpisodePlan(task=self.tasks.next_task()) if self.progress < 1 else None
+        async with self._changed:
+            while self.progress < 1:
+                plan = self.admission.start(self._worker.name)
+                if plan is not None:
+                    return plan
+                await self._changed.wait()
+        return None
 
     async def report(self, episode: Episode) -> None:
-        self.tasks.report(episode)
+        self.admission.finish(episode)
         self.episodes.append(episode)
+        await self._progress()
 
     async def put(self, trajectory: Trajectory) -> None:
         if not self.replay.push(trajectory) and self.progress < 1:
@@ -87,17 +102,41 @@ class InlineRun:
                 f"decisions_per_update: {self._decisions_per_update} leaves decisions unused until "
                 f"replay.capacity_decisions={self.config.replay.capacity_decisions} is full; raise the capacity"
             )
-        while self.replay.pushed_decisions >= self._next_update and self.progress < 1:
-            self._next_update += self._decisions_per_update
-            self._learn()
+        self.admission.deliver(trajectory.episode, int(trajectory.policy_version[-1]))
+        await self._progress()
 
-    def _learn(self) -> None:
-        trajectories = self.replay.sample(self.config.learner.batch_decisions)
+    async def _progress(self) -> None:
+        """Make the updates that are due."""
+        async with self._changed:
+            if self.config.max_policy_lag is not None:
+                self._close_batches()
+            while self.replay.pushed_decisions >= self._next_update and self.progress < 1:
+                self._next_update += self._decisions_per_update
+                if self.config.max_policy_lag is None:
+                    self._learn(self.replay.sample(self.config.learner.batch_decisions))
+            self._changed.notify_all()
+
+    def _close_batches(self) -> None:
+        """Take what the batch at hand may have, and train on it once it is whole, in the order of the episodes."""
+        size = self.config.learner.batch_decisions
+        while self.progress < 1:
+            rule = self.admission.rule(self.learner.version)
+            missing = max(0, size - count(self._batch))
+            self._batch += self.replay.take(missing, rule, self.learner.version)
+            if not self._batch or not closes(rule, count(self._batch), size):
+                return
+            batch, self._batch = self._batch, []
+            self._learn(sorted(batch, key=lambda each: (each.episode, each.episode_step[0])))
+
+    def _learn(self, trajectories: Sequence[Trajectory]) -> None:
         if not trajectories:
             return
         bootstraps = self.config.objective.time_limit == "bootstrap"
         metrics = self.learner.update(pack(trajectories, self.config.env.chunk_length, bootstraps), self.progress)
+        self.replay.confirm(self.learner.version)
         if self.learner.version % self.config.learner.publish_every == 0:
             self._server.load(self.learner.weights())
+        self.admission.serve("inline", self._server.version)
+        self.admission.train(self.learner.version, [each.episode for each in trajectories if each.ended])
         if self._on_update is not None:
             self._on_update(metrics)

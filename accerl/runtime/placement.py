@@ -1,109 +1,187 @@
-"""Which process gets which role."""
+"""Which process gets which role, on which node and device."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from accerl.config import RunConfig
-from accerl.runtime.actors import InferenceActor, LearnerActor, ReplayActor, RolloutActor
+from accerl.config import ConfigError, RunConfig
+from accerl.runtime.actors import InferenceActor, LearnerActor, ReplayActor, RolloutActor, Wiring
+from accerl.runtime.requests_zmq import KeyPair
 
-HEALTH_WITHIN_S = 10.0
+KINDS: dict[str, Any] = {
+    "replay": ReplayActor,
+    "learner": LearnerActor,
+    "inference": InferenceActor,
+    "rollout": RolloutActor,
+}
 
 
-@dataclass
 class Roles:
-    """The actors of a run."""
+    """The actors of a run, by name `KIND-NUMBER`. Ray restarts their processes; `supervisor` starts their work again.
 
-    replay: list[Any]
-    learner: Any
-    inference: list[Any]
-    rollout: list[Any]
-    sockets: Path
-    """Folder of the request sockets; only this user can enter it."""
-    _readings: dict[str, dict[str, float]] = field(default_factory=dict)
+    Raises:
+        ConfigError: the cluster has too few GPUs for `placement`.
+    """
+
+    def __init__(self, config: RunConfig, start: Path):
+        self._config = config
+        self._wiring = Wiring(
+            controller=ray.get_runtime_context().current_actor,
+            sockets=Path(tempfile.mkdtemp(prefix="accerl-", dir=os.environ.get("XDG_RUNTIME_DIR"))),
+            start=start,
+            policy=json.loads((start / "policy.json").read_text()),
+            server_keys=KeyPair.make(),
+            client_keys=KeyPair.make(),
+        )
+        self._actors: dict[str, Any] = {}
+        self._numbers = dict.fromkeys(KINDS, 0)
+        _check_gpus(config, ray.cluster_resources().get("GPU", 0.0))
+        self._shared = _share(config)
+        for kind, num in initial_counts(config).items():
+            for _ in range(num):
+                self.add(kind)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._actors[name]
 
     def named(self) -> Iterator[tuple[str, Any]]:
-        for kind in ("replay", "inference", "rollout"):
-            for index, actor in enumerate(getattr(self, kind)):
-                yield f"{kind}-{index}", actor
-        yield "learner", self.learner
+        yield from list(self._actors.items())
+
+    def of(self, kind: str) -> dict[str, Any]:
+        """Those of one kind, the oldest first."""
+        return {name: actor for name, actor in self._actors.items() if name.startswith(f"{kind}-")}
+
+    def add(self, kind: str) -> str:
+        """Create one more; returns its name."""
+        number = self._numbers[kind]
+        self._numbers[kind] += 1
+        name = f"{kind}-{number}"
+        options: dict[str, Any] = {
+            "max_restarts": -1,
+            "max_task_retries": 0,
+            "name": f"{self._config.name}/{name}",
+            **resources(self._config, kind),
+            **self._strategy(kind, number),
+        }
+        arguments = (self._config, self._wiring) if kind == "learner" else (self._config, number, self._wiring)
+        self._actors[name] = ray.remote(KINDS[kind]).options(**options).remote(*arguments)
+        return name
+
+    def remove(self, name: str) -> None:
+        """End one."""
+        ray.kill(self._actors.pop(name))
 
     async def wait_until_ready(self) -> None:
         """Returns when every role has been constructed. Raises what a constructor raised."""
-        await asyncio.gather(*(_health(actor) for _, actor in self.named()))
+        await asyncio.gather(*(health(actor) for _, actor in self.named()))
 
-    async def health(self) -> dict[str, float]:
-        """One flat reading of all roles: processor shares since the last one, queues, batching."""
-        answers = await asyncio.gather(*(self._reading(name, actor) for name, actor in self.named()))
-        shares: dict[str, list[float]] = {"replay": [], "inference": [], "rollout": [], "learner": []}
-        totals: dict[str, float] = {}
-        for name, now in answers:
-            before = self._readings.get(name)
-            if now is None:
-                continue
-            self._readings[name] = now
-            kind = name.split("-")[0]
-            if before is not None and now["time"] > before["time"] and now["cpu_s"] >= before["cpu_s"]:
-                shares[kind].append((now["cpu_s"] - before["cpu_s"]) / (now["time"] - before["time"]))
-                for key in ("progress", "batches", "wait_s"):
-                    if key in now:
-                        totals[f"{kind}.{key}"] = totals.get(f"{kind}.{key}", 0.0) + now[key] - before[key]
-            for key in ("decisions", "unused", "discarded"):
-                if key in now:
-                    totals[f"{kind}.{key}"] = totals.get(f"{kind}.{key}", 0.0) + now[key]
-        line = {f"{kind}_busy": sum(values) / len(values) for kind, values in shares.items() if values}
-        line["replay_decisions"] = totals.get("replay.decisions", 0.0)
-        line["replay_unused"] = totals.get("replay.unused", 0.0)
-        line["discarded_decisions"] = totals.get("replay.discarded", 0.0)
-        if totals.get("inference.batches"):
-            line["batch_size_mean"] = totals["inference.progress"] / totals["inference.batches"]
-            line["window_wait_ms"] = 1000 * totals["inference.wait_s"] / totals["inference.progress"]
-        return line
+    async def flush(self, within_s: float) -> None:
+        """Have every role write its trace; one that does not answer loses the newest part of it."""
+        calls = [actor.flush.remote() for _, actor in self.named()]
+        await asyncio.to_thread(ray.wait, calls, num_returns=len(calls), timeout=within_s)
 
     def kill(self) -> None:
-        shutil.rmtree(self.sockets, ignore_errors=True)
-        for _, actor in self.named():
-            ray.kill(actor)
+        shutil.rmtree(self._wiring.sockets, ignore_errors=True)
+        for name in list(self._actors):
+            self.remove(name)
+        if self._shared is not None:
+            remove_placement_group(self._shared)
 
-    @staticmethod
-    async def _reading(name: str, actor: Any) -> tuple[str, dict[str, float] | None]:
-        try:
-            return name, await asyncio.wait_for(_health(actor), HEALTH_WITHIN_S)
-        except (RayError, TimeoutError):
-            return name, None
+    def _strategy(self, kind: str, number: int) -> dict[str, Any]:
+        """Where Ray may put it: beside the controller, on a shared device, or spread out."""
+        if self._shared is not None and _is_shared(self._config, kind, number):
+            strategy: Any = PlacementGroupSchedulingStrategy(self._shared, placement_group_bundle_index=0)
+        elif kind in ("learner", "replay"):
+            strategy = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        else:
+            strategy = "SPREAD"
+        return {"scheduling_strategy": strategy}
 
 
-def place(config: RunConfig, start: Path) -> Roles:
-    """Create every role's actor. Ray restarts their processes; `supervisor` starts their work again."""
-    controller = ray.get_runtime_context().current_actor
-    sockets = Path(tempfile.mkdtemp(prefix="accerl-", dir=os.environ.get("XDG_RUNTIME_DIR")))
-    endpoint = f"ipc://{sockets}/inference"
+def initial_counts(config: RunConfig) -> dict[str, int]:
+    """How many of each kind a run starts with."""
+    return {
+        "replay": config.replay.num_shards,
+        "learner": 1,
+        "inference": config.inference.num_services,
+        "rollout": config.rollout.num_workers,
+    }
 
-    def remote(kind: type, name: str) -> Any:
-        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 0, "name": f"{config.name}/{name}"}
-        return ray.remote(kind).options(**options)
 
-    replay = [remote(ReplayActor, f"replay-{index}").remote(config, index) for index in range(config.replay.num_shards)]
-    learner = remote(LearnerActor, "learner").remote(config, start, replay, controller)
-    inference = [remote(InferenceActor, "inference-0").remote(config, 0, endpoint, start, controller)]
-    rollout = [
-        remote(RolloutActor, f"rollout-{index}").remote(
-            config, index, endpoint, replay[index % len(replay)], controller
+def resources(config: RunConfig, kind: str) -> dict[str, float]:
+    """What Ray keeps for one of the kind."""
+    placement = config.placement
+    match kind:
+        case "learner":
+            gpus = placement.learner_gpus if config.learner.device.startswith("cuda") else 0.0
+        case "inference":
+            gpus = placement.inference_gpus if config.inference.device.startswith("cuda") else 0.0
+        case "rollout":
+            return {"num_cpus": placement.rollout_cpus, "num_gpus": placement.rollout_gpus}
+        case _:
+            gpus = 0.0
+    return {"num_cpus": 0, "num_gpus": gpus}
+
+
+def shared_gpus(config: RunConfig) -> float:
+    """Of the one bundle that the learner shares with inference; 0 where it shares with nobody."""
+    sharers = {"disaggregated": 0, "hybrid": 1, "colocated": config.inference.num_services}[config.placement.layout]
+    if not sharers:
+        return 0.0
+    learner, service = (resources(config, kind)["num_gpus"] for kind in ("learner", "inference"))
+    return learner + sharers * service if learner and service else 0.0
+
+
+def total_gpus(config: RunConfig) -> float:
+    """That a run asks for when it starts."""
+    counts = initial_counts(config)
+    return sum(num * resources(config, kind)["num_gpus"] for kind, num in counts.items())
+
+
+def _is_shared(config: RunConfig, kind: str, number: int) -> bool:
+    layout = config.placement.layout
+    if kind == "learner":
+        return True
+    return kind == "inference" and number < (1 if layout == "hybrid" else config.inference.num_services)
+
+
+def _share(config: RunConfig) -> PlacementGroup | None:
+    gpus = shared_gpus(config)
+    if not gpus:
+        return None
+    group = placement_group([{"GPU": math.ceil(gpus)}], strategy="STRICT_PACK")
+    if not group.wait(30):
+        remove_placement_group(group)
+        raise ConfigError(
+            f"placement.layout: {config.placement.layout!r} needs {math.ceil(gpus)} free GPUs on one node, which the "
+            f"cluster does not have; lower placement.learner_gpus and placement.inference_gpus"
         )
-        for index in range(config.rollout.num_workers)
-    ]
-    return Roles(replay=replay, learner=learner, inference=inference, rollout=rollout, sockets=sockets)
+    return group
 
 
-async def _health(actor: Any) -> dict[str, float]:
+def _check_gpus(config: RunConfig, available: float) -> None:
+    wanted = total_gpus(config)
+    if wanted > available:
+        raise ConfigError(
+            f"placement: the run needs {wanted:g} GPUs (learner {config.placement.learner_gpus:g}, "
+            f"{config.inference.num_services} services of {config.placement.inference_gpus:g}, "
+            f"{config.rollout.num_workers} workers of {config.placement.rollout_gpus:g}) and the cluster has "
+            f"{available:g}; use shares of a GPU, fewer services, or add nodes"
+        )
+
+
+async def health(actor: Any) -> Mapping[str, float]:
+    """What the actor says of itself; raises what its constructor raised."""
     return await actor.health.remote()

@@ -3,96 +3,179 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 
-from accerl.types import Episode, EpisodePlan, Trajectory, Weights
+from accerl.types import BatchRule, Episode, EpisodePlan, Trajectory
 
 RETRY_AFTER_S = 0.5
+FOLLOW_S = 20.0
+"""Longest wait of one question whether the directory has changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Directory:
+    """Who is there. A shard that is to leave takes nothing more, and is emptied by the learner."""
+
+    taking: Mapping[str, Any]
+    """Shards that take trajectories."""
+    giving: Mapping[str, Any]
+    """Shards that have some."""
+    services: Mapping[str, Any]
+    """Endpoints of the inference services, or their actors."""
+
+
+async def follow_directory(controller: Any, use: Callable[[Directory], None]) -> None:
+    """Call `use` with the directory, now and whenever it changes; until cancelled."""
+    number = -1
+    while True:
+        answer = await controller.directory.remote(number, FOLLOW_S)
+        if answer is not None:
+            number, directory = answer
+            use(directory)
 
 
 class RaySink:
-    """rollout -> replay. A trajectory is kept and sent again while its shard is being restarted."""
+    """rollout -> replay, to the shards in turn. A trajectory is kept and sent again while its shard is restarted.
 
-    def __init__(self, shard: Any):
-        self._shard = shard
+    Args:
+        tracks_versions: tell the controller of each segment of an episode that goes on.
+    """
+
+    def __init__(self, controller: Any, tracks_versions: bool):
+        self._controller = controller
+        self._tracks_versions = tracks_versions
+        self._shards: list[Any] = []
+        self._turn = itertools.count()
+        self._there = asyncio.Event()
+
+    def set_shards(self, shards: Mapping[str, Any]) -> None:
+        self._shards = list(shards.values())
+        if self._shards:
+            self._there.set()
 
     async def put(self, trajectory: Trajectory) -> None:
-        while True:
-            try:
-                await self._shard.push.remote(trajectory)
-                return
-            except RayActorError:
-                await asyncio.sleep(RETRY_AFTER_S)
+        await self._there.wait()
+        while not await self._push(self._shards[next(self._turn) % len(self._shards)], trajectory):
+            await asyncio.sleep(RETRY_AFTER_S)
+        if self._tracks_versions and not trajectory.ended:
+            await self._controller.deliver.remote(trajectory.episode, int(trajectory.policy_version[-1]))
+
+    @staticmethod
+    async def _push(shard: Any, trajectory: Trajectory) -> bool:
+        """False if the shard has died, or was closed."""
+        try:
+            return await shard.push.remote(trajectory)
+        except RayActorError:
+            return False
 
 
 class RaySource:
-    """replay -> prefetch, over all shards in equal parts."""
+    """replay -> prefetch, over all shards in equal parts.
 
-    def __init__(self, shards: Sequence[Any]):
-        self._shards = shards
+    A shard that does not answer is left out of this asking. What it had handed out is confirmed to it even after it
+    has left the directory.
 
-    def sample(self, num_decisions: int, timeout_s: float) -> Sequence[Trajectory]:
-        part = -(-num_decisions // len(self._shards))
-        try:
-            parts = ray.get([shard.sample.remote(part, timeout_s) for shard in self._shards])
-        except RayActorError:
+    Args:
+        is_bounded: staleness is, so that the controller says what a batch is made of.
+    """
+
+    def __init__(self, controller: Any, is_bounded: bool):
+        self._controller = controller
+        self._is_bounded = is_bounded
+        self._shards: dict[str, Any] = {}
+        self._lenders: dict[str, Any] = {}
+        self._seen = (-1, -1)
+
+    def set_shards(self, shards: Mapping[str, Any]) -> None:
+        """Those to ask from now on; any thread may call."""
+        self._shards = dict(shards)
+
+    def reclaim(self) -> int:
+        """Make unused again what a learner before this one had taken and not trained on; returns its decisions."""
+        return sum(self._ask(lambda shard: shard.reclaim.remote(), 30.0))
+
+    def sample(self, num_decisions: int, batch: int, timeout_s: float) -> Sequence[Trajectory]:
+        part = -(-num_decisions // max(1, len(self._shards)))
+        return self._gather(lambda shard: shard.sample.remote(part, batch, timeout_s), timeout_s)
+
+    def rule(self, batch: int, timeout_s: float) -> BatchRule:
+        if not self._is_bounded:
+            return BatchRule()
+        known, seen = self._seen
+        call = self._controller.rule.remote(batch, seen if known == batch else -1, timeout_s)
+        rule, events = ray.get(call, timeout=timeout_s + 60)
+        self._seen = (batch, events)
+        return rule
+
+    def take(self, num_decisions: int, rule: BatchRule, batch: int, timeout_s: float) -> Sequence[Trajectory]:
+        part = -(-num_decisions // max(1, len(self._shards)))
+        wait_s = 0.0 if self._is_bounded else timeout_s
+        return self._gather(lambda shard: shard.take.remote(part, rule, batch, wait_s), wait_s)
+
+    def confirm(self, batch: int) -> None:
+        for shard in (self._lenders | self._shards).values():
+            shard.confirm.remote(batch)
+        self._lenders = dict(self._shards)
+
+    def _gather(self, call: Callable[[Any], Any], timeout_s: float) -> list[Trajectory]:
+        self._lenders |= self._shards
+        if not self._shards:
+            time.sleep(timeout_s)
+        return [trajectory for part in self._ask(call, timeout_s + 60) for trajectory in part]
+
+    def _ask(self, call: Callable[[Any], Any], timeout_s: float) -> list[Any]:
+        """The answers of the shards that gave one."""
+        answers = []
+        failed = False
+        for reference in [call(shard) for shard in self._shards.values()]:
+            try:
+                answers.append(ray.get(reference, timeout=timeout_s))
+            except (RayActorError, GetTimeoutError):
+                failed = True
+        if failed and not answers:
             time.sleep(RETRY_AFTER_S)
-            return ()
-        return [trajectory for part in parts for trajectory in part]
+        return answers
 
 
 class RayTasks:
-    """tasks -> rollout: plans are fetched and outcomes reported `block` at a time, in one call."""
+    """tasks -> rollout: outcomes are reported with the question for the next episode."""
 
-    def __init__(self, controller: Any, worker: str, block: int):
+    def __init__(self, controller: Any, worker: str):
         self._controller = controller
         self._worker = worker
-        self._block = block
-        self._plans: deque[EpisodePlan] = deque()
         self._episodes: list[Episode] = []
-        self._fetching = asyncio.Lock()
 
     async def next_episode(self) -> EpisodePlan | None:
-        async with self._fetching:
-            while not self._plans:
-                episodes, self._episodes = self._episodes, []
-                plans = await self._controller.exchange.remote(self._worker, episodes, self._block)
-                if plans is None:
-                    return None
-                self._plans.extend(plans)
-        return self._plans.popleft()
+        episodes, self._episodes = self._episodes, []
+        return await self._controller.exchange.remote(self._worker, episodes)
 
     async def report(self, episode: Episode) -> None:
         self._episodes.append(episode)
 
 
-class RayWeights:
-    """learner -> weights -> inference: the tensors lie in Ray's object store, their owner is the learner.
-
-    A version is known by its publication number, which goes on counting when a restarted learner starts again from an
-    older version.
-    """
+class Steering:
+    """learner -> controller: what an update did, without waiting for the answer; and how to go on."""
 
     def __init__(self, controller: Any):
         self._controller = controller
-        self._publication = 0
+        self._asked: list[Any] = []
+        self.state: dict[str, Any] = {}
+        """The newest answer."""
+        self.ask()
 
-    def publish(self, weights: Weights) -> None:
-        arrays = {name: tensor.numpy() for name, tensor in weights.tensors.items()}
-        self._controller.publish.remote(weights.version, [ray.put(arrays)])
+    def ask(self) -> None:
+        """Wait for the present answer."""
+        self.state = ray.get(self._controller.steer.remote(None, ()), timeout=120)
 
-    def latest(self, after: int, timeout_s: float) -> Weights | None:
-        answer = ray.get(self._controller.latest.remote(self._publication, timeout_s), timeout=timeout_s + 30)
-        if answer is None:
-            return None
-        self._publication, version, (reference,) = answer
-        try:
-            return Weights(version=version, tensors=ray.get(reference, timeout=60))
-        except (ObjectLostError, GetTimeoutError):
-            return None  # the learner died with them; it publishes again when it is back
+    def tell(self, update: Mapping[str, float] | None, version: int, episodes: Sequence[int]) -> None:
+        """Report an update that made `version`, or a batch that was lost; take what answers have come meanwhile."""
+        self._asked.append(self._controller.steer.remote(update, episodes, version))
+        while self._asked and ray.wait(self._asked[:1], timeout=0)[0]:
+            self.state = ray.get(self._asked.pop(0))

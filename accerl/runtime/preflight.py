@@ -7,6 +7,7 @@ from pathlib import Path
 
 from accerl.config import ConfigError, RunConfig
 from accerl.envs import check_tasks, make_env
+from accerl.policies import find_class
 from accerl.protocols import Policy
 from accerl.types import EnvSpec
 
@@ -18,6 +19,8 @@ def check(config: RunConfig) -> None:
         ConfigError: naming the field, the reason and the remedy.
     """
     check_tasks(config.env)
+    if config.policy.kind != "tiny_vla":
+        find_class(config.policy.kind)
     checkpoint = config.policy.checkpoint
     if checkpoint is not None:
         _check_checkpoint(checkpoint, config)
@@ -34,23 +37,14 @@ def start_policy(config: RunConfig) -> Policy:
     import torch
 
     from accerl.checkpoint import load_policy
-    from accerl.policies import build_policy
-    from accerl.policies.tiny_vla import TinyVLAConfig
+    from accerl.policies import new_policy
 
     spec, instructions = describe_env(config)
     torch.manual_seed(config.seed)
     if config.policy.checkpoint is not None:
         policy = load_policy(config.policy.checkpoint)
     else:
-        description = TinyVLAConfig.for_env(
-            spec,
-            instructions,
-            width=config.policy.width,
-            num_layers=config.policy.num_layers,
-            num_heads=config.policy.num_heads,
-            value_probability=config.objective.value_loss == "bce",
-        )
-        policy = build_policy({"kind": config.policy.kind, **description.model_dump()})
+        policy = new_policy(config.policy, spec, instructions, config.objective.value_loss == "bce")
     try:
         policy.check_env(spec)
     except ValueError as error:

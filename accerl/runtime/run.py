@@ -143,6 +143,21 @@ class Run:
         """
         return self._call("set", knobs)
 
+    def health(self) -> dict[str, Any]:
+        """Asked now, not read: how many of each role there are, what the replay holds, what is in flight."""
+        return self._call("health")
+
+    def scale(self, **changes: int) -> dict[str, int]:
+        """Add or remove processes while the run goes on, for example `run.scale(rollout=+2, inference=-1)`.
+
+        Kinds: `rollout`, `inference`, `replay` (shards). New ones are at work when this returns; those that leave
+        finish what they have begun. Returns how many of each there will be.
+
+        Raises:
+            ConfigError: an unknown kind, none left of one, or no room for a new one.
+        """
+        return self._call("scale", changes)
+
     def checkpoint(self) -> Path:
         """Save now."""
         return Path(self._call("checkpoint"))

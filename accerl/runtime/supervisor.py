@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,13 @@ class Incidents:
         append_line(self._path, line)
 
 
-async def keep_running(name: str, actor: Any, incidents: Incidents) -> None:
+async def keep_running(
+    name: str, actor: Any, incidents: Incidents, on_failure: Callable[[str, int], Awaitable[None]]
+) -> None:
     """Run a role until its work is done; after a failure restart it, with a pause that doubles.
+
+    Args:
+        on_failure: called with the name and the number of restarts so far, before the restart.
 
     Raises:
         RoleError: too many failures in a short time.
@@ -55,6 +61,7 @@ async def keep_running(name: str, actor: Any, incidents: Incidents) -> None:
         except RayTaskError as error:
             reason = first_line(error)
             ray.kill(actor, no_restart=False)  # a process whose role has raised is in no known state
+        await on_failure(name, incarnation)
         failures.append(time.monotonic())
         if len(failures) == MAX_FAILURES and failures[-1] - failures[0] < FAILURE_WINDOW_S:
             incidents.add(name, reason, "gave up")

@@ -13,8 +13,8 @@ from accerl.checkpoint import list_checkpoints, load_checkpoint, load_policy, sa
 from accerl.config import ConfigError, LearnerConfig, ObjectiveConfig
 from accerl.files import replaced, write_file
 from accerl.learner import Learner
+from accerl.packing import pack
 from accerl.policies.tiny_vla import TinyVLA
-from accerl.prefetch import pack
 from tests.roles.fakes import tiny_policy, trajectory
 
 BATCH = pack([trajectory(3, seed=1), trajectory(2, seed=2, terminal=True)], chunk_length=2)

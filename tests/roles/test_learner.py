@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from accerl.config import LearnerConfig, ObjectiveConfig
-from accerl.learner import Learner, split
-from accerl.prefetch import pack
+from accerl.learner import Learner
+from accerl.packing import pack, split
 from accerl.types import Batch, Blob, Evaluation, ObservationBatch
 from tests.roles.fakes import tiny_policy, trajectory
 
@@ -83,7 +83,7 @@ def batch_of(*rewards: float, stored_value: float = 0.0, **fields: Any) -> Batch
 
 
 def gradients_of(learner: Learner, call: Callable[[], Any]) -> dict[str, Tensor]:
-    """The sums of what flowed into each parameter, before any clipping."""
+    """Each parameter's gradient of one update: the sums that flowed into it, over the decisions; not clipped."""
     policy = learner.policy
     assert isinstance(policy, nn.Module)
     total: dict[str, Tensor] = {name: torch.zeros_like(parameter) for name, parameter in policy.named_parameters()}
@@ -91,10 +91,10 @@ def gradients_of(learner: Learner, call: Callable[[], Any]) -> dict[str, Tensor]
         parameter.register_hook(lambda gradient, name=name: total[name].add_(gradient))
         for name, parameter in policy.named_parameters()
     ]
-    call()
+    num_decisions = call()["batch_decisions"]
     for hook in hooks:
         hook.remove()
-    return total
+    return {name: gradient / num_decisions for name, gradient in total.items()}
 
 
 # --- one update by hand -----------------------------------------------------------------------------------------------
@@ -185,7 +185,8 @@ def test_tokens_that_were_not_executed_have_no_gradient():
     batch = batch_of(2.0, -1.0, num_actions=np.array([1], np.int32))
     assert batch.mask.sum() == 4
     gradients = gradients_of(learner, lambda: learner.update(batch))
-    assert gradients["log_prob"].item() == pytest.approx(-0.5)
+    # half of each decision was executed, so each counts half: -(2 - 1) / 2 / 2
+    assert gradients["log_prob"].item() == pytest.approx(-0.25)
 
 
 def test_what_is_logged_is_what_happened():

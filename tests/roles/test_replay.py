@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from accerl.config import ReplayConfig
 from accerl.replay import Replay
-from accerl.types import Trajectory
+from accerl.types import BatchRule, Trajectory
 from tests.roles.fakes import trajectory
 
 CAPACITY = 20
@@ -132,3 +134,84 @@ def test_shards_share_the_capacity():
 def test_a_segment_that_could_never_fit_is_refused():
     with pytest.raises(ValueError, match=r"replay\.capacity_decisions: 3 a shard cannot hold a segment of 4"):
         small(num_shards=2).push(named(4, 0))
+
+
+# --- bounded staleness ------------------------------------------------------------------------------------------------
+
+
+def versioned(size: int, version: int, episode: int = 0) -> Trajectory:
+    versions = np.arange(version, version + size, dtype=np.int32)
+    return dataclasses.replace(PARTS[size], policy_version=versions, episode=episode, origin=str(episode))
+
+
+def held(*trajectories: Trajectory, max_reuse: int = 1) -> Replay:
+    replay = Replay(ReplayConfig(capacity_decisions=CAPACITY, max_reuse=max_reuse, min_decisions=10**6))
+    for each in trajectories:
+        assert replay.push(each)
+    return replay
+
+
+def taken(segments: Sequence[Trajectory]) -> list[int]:
+    return [segment.episode for segment in segments]
+
+
+def test_segments_are_taken_as_they_came_and_as_many_as_there_are():
+    replay = held(*(versioned(2, 0, episode) for episode in range(4)))
+    assert taken(replay.take(3, BatchRule(), batch=0)) == [0, 1]
+    assert taken(replay.take(100, BatchRule(), batch=0)) == [2, 3]
+    assert taken(replay.take(1, BatchRule(), batch=0)) == []
+
+
+def test_what_would_be_too_old_later_is_taken_beyond_the_size():
+    replay = held(versioned(2, 5, 0), versioned(2, 3, 1), versioned(2, 5, 2), versioned(3, 2, 3))
+    assert taken(replay.take(1, BatchRule(oldest_version=4), batch=0)) == [0, 1, 3]
+    assert taken(replay.take(0, BatchRule(oldest_version=5), batch=0)) == []
+    assert taken(replay.take(0, BatchRule(oldest_version=6), batch=0)) == [2]
+
+
+def test_used_segments_that_are_too_old_are_let_go_and_unused_ones_are_not():
+    replay = held(versioned(2, 0, 0), versioned(2, 1, 1), max_reuse=3)
+    assert taken(replay.take(2, BatchRule(oldest_version=-9), batch=0)) == [0]
+    assert taken(replay.take(9, BatchRule(oldest_version=1), batch=1)) == [1, 0], "used ones after the unused"
+    assert taken(replay.take(9, BatchRule(oldest_version=2), batch=2)) == [1]
+    assert replay.discarded_decisions == 0
+
+
+def test_a_round_has_its_own_episodes_only():
+    replay = held(*(versioned(1, 0, episode) for episode in (5, 1, 4, 0)), max_reuse=2)
+    assert taken(replay.take(0, BatchRule(episodes_below=4, needs_all=True), batch=0)) == [1, 0]
+    assert taken(replay.take(9, BatchRule(episodes_below=4, needs_all=True), batch=0)) == [], "nothing is used again"
+    assert taken(replay.take(9, BatchRule(episodes_below=8, needs_all=True), batch=1)) == [5, 4]
+
+
+# --- a learner that dies ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_reuse", [1, 2])
+def test_what_was_taken_and_not_confirmed_is_unused_again(max_reuse):
+    replay = held(*(versioned(2, 0, episode) for episode in range(3)), max_reuse=max_reuse)
+    for batch in range(3):
+        replay.take(2, BatchRule(episodes_below=batch + 1), batch=batch)
+    assert replay.unused_decisions == 0
+    replay.confirm(0)
+    assert sorted(set(replay.episodes)) == [1, 2]
+    assert replay.reclaim() == 4
+    assert replay.unused_decisions == 4
+    assert replay.used_decisions == 2
+    assert replay.num_decisions == (4 if max_reuse == 1 else 6)
+    assert sorted(taken(replay.take(4, BatchRule(), batch=3))) == [1, 2]
+    assert replay.reclaim() == 4
+    replay.take(4, BatchRule(), batch=9)
+    replay.confirm(9)
+    assert replay.reclaim() == 0
+    assert replay.discarded_decisions == 0
+
+
+def test_samples_are_lent_too():
+    replay = Replay(ReplayConfig(capacity_decisions=CAPACITY, min_decisions=1))
+    replay.push(named(4, 0))
+    assert replay.sample(4, batch=7)
+    assert replay.reclaim() == 4
+    assert replay.sample(4, batch=8)
+    replay.confirm(8)
+    assert replay.reclaim() == 0

@@ -92,9 +92,18 @@ class Client:
 
     def __init__(self, hold_first: bool = False) -> None:
         self.requests: list[DecisionRequest] = []
+        self.playing = 0
+        """Slots that have entered and not left."""
         self._hold_first = hold_first
 
+    def enter(self) -> None:
+        self.playing += 1
+
+    def leave(self) -> None:
+        self.playing -= 1
+
     async def act(self, request: DecisionRequest) -> Decision:
+        assert self.playing > 0
         self.requests.append(request)
         number = len(self.requests) - 1
         if self._hold_first and number == 0:
@@ -147,7 +156,7 @@ class Scene:
             sink=self,
             tasks=self.tasks,
             seed=seed,
-            executor=executor,
+            executors=[executor] if executor else [],
         )
 
     def play(self) -> Scene:

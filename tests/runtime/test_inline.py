@@ -97,6 +97,86 @@ def test_what_the_last_episodes_bring_may_find_the_replay_full():
     assert run.learner.updates == 2
 
 
+# --- modes ------------------------------------------------------------------------------------------------------------
+
+ROUNDS = {
+    "rollout.episodes_per_round": 24,  # three waves of the eight slots
+    "rollout.segment_decisions": 2,
+    "inference.batch_size": 3,
+    "inference.buckets": (8,),
+    "replay.capacity_decisions": 700,
+    "limits.max_updates": 5,
+}
+
+
+class Ragged:
+    """`dots` with a time limit that depends on the episode's seed."""
+
+    def __init__(self, config: EnvConfig):
+        self._env = make_env(config)
+        self.spec = self._env.spec
+        self.close, self.render = self._env.close, self._env.render
+
+    def reset(self, *, seed: int | None = None, options=None):
+        self._left = 1 + (seed or 0) % self.spec.max_decisions
+        return self._env.reset(seed=seed, options=options)
+
+    def step_chunk(self, actions, on_step=None):
+        self._left -= 1
+        result = self._env.step_chunk(actions, on_step)
+        return result._replace(truncated=not result.terminal and (result.truncated or self._left == 0))
+
+
+def parameters_after(**overrides: Any) -> tuple[dict[str, torch.Tensor], list[dict[str, float]], InlineRun]:
+    updates: list[dict[str, float]] = []
+    config = RunConfig(**merge({}, SMALL | ROUNDS | overrides))
+    run = InlineRun(config, untrained(config.env), lambda: Ragged(config.env), on_update=updates.append)
+    run.run()
+    return copy.deepcopy(run.learner.policy.state_dict()), updates, run
+
+
+@pytest.mark.parametrize("recompute", ["fused", "prefetch"])
+def test_without_staleness_the_asynchronous_run_is_the_synchronous_one(recompute):
+    """One steps all environments together, the other three at a time, ending episodes in another order."""
+    overrides = {"learner.recompute": recompute, "learner.micro_batch_decisions": 20}
+    synchronous, updates, first = parameters_after(mode="sync", **overrides)
+    asynchronous, others, second = parameters_after(**{"mode": "async", "rollout.max_policy_lag": 0, **overrides})
+    assert [episode.number for episode in first.episodes] != [episode.number for episode in second.episodes]
+    assert len(updates) == len(others) == 5
+    assert all(torch.equal(synchronous[name], asynchronous[name]) for name in synchronous)
+    assert updates == others
+    assert [update["policy_lag_max"] for update in updates] == [0] * 5
+    start = inline().learner.policy.state_dict()
+    assert not all(torch.equal(synchronous[name], start[name]) for name in synchronous)
+
+
+def test_barrier_and_asynchronous_without_staleness_are_one():
+    barrier, _, _ = parameters_after(mode="barrier")
+    asynchronous, _, _ = parameters_after(**{"mode": "async", "rollout.max_policy_lag": 0})
+    assert all(torch.equal(barrier[name], asynchronous[name]) for name in barrier)
+
+
+@pytest.mark.parametrize("bound", [1, 2, 4])
+@pytest.mark.parametrize("max_reuse", [1, 3])
+def test_staleness_keeps_its_bound_and_everything_is_used(bound, max_reuse):
+    overrides = {"rollout.max_policy_lag": bound, "replay.max_reuse": max_reuse, "limits.max_updates": 12}
+    _, updates, run = parameters_after(**overrides)
+    assert len(updates) == 12
+    assert 0 < max(update["policy_lag_max"] for update in updates) <= bound
+    assert run.replay.discarded_decisions == 0
+
+
+def test_one_step_off_plays_one_round_ahead_at_most():
+    _, updates, _ = parameters_after(mode="one_step_off")
+    assert max(update["policy_lag_max"] for update in updates) <= 1
+
+
+def test_a_round_is_a_batch_whatever_the_batch_size_says():
+    _, updates, run = parameters_after(**{"mode": "sync", "learner.batch_decisions": 16, "replay.max_reuse": 1})
+    decisions = sum(episode.num_decisions for episode in run.episodes if episode.number < 5 * 24)
+    assert sum(update["batch_decisions"] for update in updates) == decisions
+
+
 # --- learning ---------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,209 @@
+"""Who may start: which slot an episode, and when the learner may make an update, so that no decision gets too old.
+
+    credits: (K + 1) rounds of episodes may be on their way, from their start until the learner has used them
+    a slot starts an episode    if a credit is free and inference serves a version that is at most K old
+    an update closes its batch  if what it leaves behind can still be used within K versions
+
+Nothing is thrown away: what would become too old is waited for and used first. With K = 0 a batch is exactly the
+episodes of one round, which is what the synchronous modes do; without K nobody waits for anybody.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from accerl.config import RunConfig
+from accerl.rollout import derive_seed
+from accerl.tasks import TaskSampler
+from accerl.types import BatchRule, Episode, EpisodePlan
+
+EPISODES = int.from_bytes(b"episodes", "big")
+"""First key of the seed of every training episode."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    """An episode that is being played."""
+
+    worker: str
+    plan: EpisodePlan
+    version: int
+    """No decision of it that is still to be delivered is older."""
+
+
+class Admission:
+    """The episodes of a run between their start and their use, and the rules above.
+
+    Every method returns at once; whoever waits asks again after `changed` was called.
+    """
+
+    def __init__(self, config: RunConfig, tasks: TaskSampler):
+        self.tasks = tasks
+        self.version = 0
+        """Of the learner's parameters."""
+        self.num_slots = config.num_slots
+        """Environments over all workers; changes with them."""
+        self._seed = config.seed
+        self._round = config.episodes_per_round
+        self._max_lag = config.max_policy_lag
+        self._is_lockstep = config.is_lockstep
+        self._serving: dict[str, int] = {}
+        self._flights: dict[int, _Flight] = {}
+        self._waiting: set[int] = set()  # played and delivered, and not yet trained on
+        self._again: deque[EpisodePlan] = deque()  # lost with their worker
+        self._drawn: deque[str] = deque()
+        self._reports: list[Episode] = []
+        self._number = 0
+        self._first = 0  # of the round that the learner makes next
+        self._wave = 0  # episodes that may still start in this wave of lockstep
+
+    @property
+    def in_flight(self) -> int:
+        """Episodes that are being played."""
+        return len(self._flights)
+
+    @property
+    def outstanding(self) -> int:
+        """Episodes that hold a credit."""
+        return len(self._flights) + len(self._waiting)
+
+    @property
+    def has_rounds(self) -> bool:
+        """Each batch is the episodes of one round."""
+        return self._max_lag is not None and (self._is_lockstep or self._max_lag == 0)
+
+    # --- rollout --------------------------------------------------------------------------------------------------
+
+    def start(self, worker: str) -> EpisodePlan | None:
+        """The next episode for a slot of `worker`; None while none may start."""
+        if self._again and self._is_fresh(self._again[0].number):
+            plan = self._again.popleft()
+        elif self._may_start():
+            seed = derive_seed(self._seed, EPISODES, self._number)
+            plan = EpisodePlan(task=self._next_task(), number=self._number, seed=seed)
+            self._number += 1
+            self._wave -= self._is_lockstep
+        else:
+            return None
+        self._flights[plan.number] = _Flight(worker, plan, self._served())
+        return plan
+
+    def deliver(self, number: int, version: int) -> None:
+        """A segment of the episode is in the replay; its last decision was made by `version`."""
+        flight = self._flights.get(number)
+        if flight is not None:
+            flight.version = max(flight.version, version)
+
+    def finish(self, episode: Episode) -> bool:
+        """The episode was played to its end and delivered; False if it had been given up before."""
+        if self._flights.pop(episode.number, None) is None:
+            return False
+        self._report(episode)
+        if self._max_lag is not None:
+            self._waiting.add(episode.number)
+        return True
+
+    def lose(self, worker: str) -> int:
+        """What `worker` was playing is played again, from the start, by whoever comes next; returns how much."""
+        lost = [number for number, flight in self._flights.items() if flight.worker == worker]
+        self._again.extend(self._flights.pop(number).plan for number in lost)
+        return len(lost)
+
+    # --- inference ------------------------------------------------------------------------------------------------
+
+    def serve(self, service: str, version: int) -> None:
+        """The service answers with `version` from now on."""
+        self._serving[service] = version
+
+    def unserve(self, service: str) -> None:
+        """The service is not there any more."""
+        self._serving.pop(service, None)
+
+    # --- learner --------------------------------------------------------------------------------------------------
+
+    def rule(self, version: int) -> BatchRule:
+        """What the batch is made of that the parameters of `version` are trained on."""
+        if self._max_lag is None:
+            return BatchRule()
+        if self.has_rounds:
+            below = self._first + (version - self.version + 1) * self._round
+            playing = (*self._flights, *(plan.number for plan in self._again))
+            done = self._number >= below and not any(number < below for number in playing)
+            return BatchRule(episodes_below=below, is_complete=done, needs_all=True)
+        oldest = version + 1 - self._max_lag
+        is_safe = all(flight.version >= oldest for flight in self._flights.values())
+        starved = not self._flights and not self._has_credit() and version <= self.version
+        return BatchRule(oldest_version=oldest, is_complete=is_safe, is_starved=starved)
+
+    def train(self, version: int, episodes: Collection[int]) -> None:
+        """The learner has made an update, to `version`, in which these episodes were used to their ends."""
+        self.version = version
+        self._waiting.difference_update(episodes)
+        if self.has_rounds:
+            self._first += self._round
+            self._waiting = {number for number in self._waiting if number >= self._first}
+
+    def keep(self, episodes: Collection[int]) -> None:
+        """Only these of the episodes that wait are left: the shard that held the others is gone."""
+        self._waiting.intersection_update(episodes)
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-compatible: the episodes that were started are not played again."""
+        return {"number": self._number}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._number = self._first = state["number"]
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _may_start(self) -> bool:
+        if self._max_lag is None:
+            return True
+        if not self._is_fresh(self._number):
+            return False
+        if self._is_lockstep and self._wave == 0:
+            if self._flights or not self._has_credit():
+                return False
+            in_round = (self._number - self._first) % self._round
+            self._wave = min(self.num_slots, self._round - in_round)
+        return self._has_credit()
+
+    def _is_fresh(self, number: int) -> bool:
+        """A decision of this episode that is made now will not be too old when it is trained on, if that is soon."""
+        if self._max_lag is None:
+            return True
+        ahead = max(0, number - self._first) // self._round if self.has_rounds else 0
+        return self._served() >= self.version + ahead - self._max_lag
+
+    def _has_credit(self) -> bool:
+        assert self._max_lag is not None
+        if self.has_rounds:
+            return self._number < self._first + (self._max_lag + 1) * self._round
+        return self.outstanding < (self._max_lag + 1) * self._round
+
+    def _served(self) -> int:
+        return min(self._serving.values(), default=self.version)
+
+    def _next_task(self) -> str:
+        """Tasks are drawn for a whole round at once: they do not depend on who ends first in it."""
+        if not self.has_rounds:
+            return self.tasks.next_task()
+        if not self._drawn:
+            self._drawn.extend(self.tasks.next_task() for _ in range(self._round))
+        return self._drawn.popleft()
+
+    def _report(self, episode: Episode) -> None:
+        """To the task sampler; the episodes of a round in their own order."""
+        if not self.has_rounds:
+            self.tasks.report(episode)
+            return
+        self._reports.append(episode)
+        if not self._flights and self._number % self._round == self._first % self._round:
+            for reported in sorted(self._reports, key=lambda each: each.number):
+                self.tasks.report(reported)
+            self._reports.clear()

@@ -1,0 +1,100 @@
+"""The inference role as an actor."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import ray
+import torch
+
+from accerl.config import RunConfig
+from accerl.inference import InferenceService, PolicyServer, Window
+from accerl.runtime.actors.role import Role, Wiring, node_id
+from accerl.runtime.request_server import RequestServer, TcpDoor
+from accerl.runtime.requests_ray import Message, RayAnswers
+from accerl.runtime.weight_channels import make_source
+
+
+class InferenceActor(Role):
+    """Answers with the newest weights it could get, until it is told to leave."""
+
+    def __init__(self, config: RunConfig, index: int, wiring: Wiring):
+        super().__init__(config, f"inference-{index}")
+        torch.set_num_threads(config.inference.num_threads)
+        self._config = config
+        self._wiring = wiring
+        self._weights = make_source(config, wiring.controller, self.name)
+        self._server = PolicyServer(wiring.make_policy(config), config.inference, tracer=self.tracer)
+        self._service = InferenceService(
+            self._server.answer, Window.of(config.inference, config.is_lockstep), self.tracer
+        )
+        self._answers = RayAnswers(self._service)
+        self._left = asyncio.Event()
+        self._closed = threading.Event()
+
+    async def run(self, incarnation: int) -> None:
+        """Until `leave` was called."""
+        while not await asyncio.to_thread(self._receive_weights):
+            pass  # the first answer is given by a version that the learner has published
+        threading.Thread(target=self._keep_receiving, name="weights", daemon=True).start()
+        door = self._open_door(incarnation)
+        try:
+            with self._service:
+                here = ray.get_runtime_context().current_actor if door is None else door.endpoint
+                await self._wiring.controller.join.remote(self.name, here)
+                await self._left.wait()
+        finally:
+            self._closed.set()
+            if door is not None:
+                door.close()
+
+    async def leave(self) -> None:
+        """End; the clients have been told before."""
+        self._left.set()
+
+    async def ask(self, message: Message) -> list[Message]:
+        """Requests over Ray."""
+        return await self._answers.ask(message)
+
+    async def pin(self) -> int:
+        """Keep the version in use for requests that ask for it; returns it."""
+        return await asyncio.to_thread(self._server.pin)
+
+    async def unpin(self, version: int) -> None:
+        self._server.unpin(version)
+
+    async def health(self) -> dict[str, float]:
+        statistics = self._service.statistics
+        return {
+            **await super().health(),
+            "progress": statistics.num_requests,
+            "batches": statistics.num_batches,
+            "wait_s": statistics.wait_s,
+            "version": self._server.version,
+        }
+
+    def _open_door(self, incarnation: int) -> RequestServer | None:
+        """The sockets; over the network only where the run joined a cluster."""
+        if self._config.inference.transport == "ray":
+            return None
+        tcp = None
+        if self._config.cluster.address is not None:
+            allowed = frozenset({self._wiring.client_keys.public})
+            tcp = TcpDoor(host=ray.util.get_node_ip_address(), keys=self._wiring.server_keys, allowed=allowed)
+        self._wiring.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
+        door = RequestServer(self._service, node_id(), self._wiring.sockets / f"{self.name}.{incarnation}", tcp)
+        door.start()
+        return door
+
+    def _keep_receiving(self) -> None:
+        while not self._closed.is_set():
+            self._receive_weights()
+
+    def _receive_weights(self) -> bool:
+        weights = self._weights.latest(self._server.version, timeout_s=5.0)
+        if weights is None:
+            return False
+        self._server.load(weights)
+        self._wiring.controller.serve.remote(self.name, weights.version)
+        return True

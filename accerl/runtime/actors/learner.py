@@ -1,0 +1,167 @@
+"""The learner role as an actor."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from accerl import checkpoint
+from accerl.config import RunConfig, Section
+from accerl.learner import Learner
+from accerl.packing import pack
+from accerl.prefetch import Prefetcher
+from accerl.protocols import Policy
+from accerl.runtime.actors.role import Role, Wiring
+from accerl.runtime.ports import RaySource, Steering, follow_directory
+from accerl.runtime.weight_channels import make_sender
+from accerl.types import Batch, Trajectory
+from accerl.weights import BackgroundPublisher
+
+PAUSED_S = 0.2
+
+
+class LearnerActor(Role):
+    """Trains in a thread, from the newest checkpoint if the run has one."""
+
+    def __init__(self, config: RunConfig, wiring: Wiring):
+        super().__init__(config, "learner-0")
+        torch.set_num_threads(config.learner.num_threads)
+        torch.manual_seed(config.seed)
+        self._config = config
+        self._controller = wiring.controller
+        self._checkpoints = config.folder / "checkpoints"
+        written = checkpoint.list_checkpoints(self._checkpoints)
+        self._policy: Policy = checkpoint.load_policy(written[-1] if written else wiring.start)
+        reference = checkpoint.load_policy(wiring.start) if config.objective.reference_kl else None
+        self._learner = Learner(self._policy, config.learner, config.objective, reference, self.tracer)
+        if written:
+            self._learner.load_state_dict(checkpoint.load_checkpoint(written[-1])[0])
+        self._trained_decisions = 0
+        self._source = RaySource(self._controller, is_bounded=config.max_policy_lag is not None)
+        self._wanted = threading.Event()
+        self._saved = threading.Condition()
+        self._last_saved: Path | None = written[-1] if written else None
+
+    async def run(self, incarnation: int) -> None:
+        following = asyncio.create_task(
+            follow_directory(self._controller, lambda directory: self._source.set_shards(directory.giving))
+        )
+        try:
+            with ThreadPoolExecutor(max_workers=1, thread_name_prefix="learner") as thread:
+                await asyncio.get_running_loop().run_in_executor(thread, self._train)
+        finally:
+            following.cancel()
+
+    async def checkpoint(self) -> str:
+        """Save as soon as the update at hand is done; returns the folder."""
+        return await asyncio.get_running_loop().run_in_executor(None, self._request_checkpoint)
+
+    async def health(self) -> dict[str, float]:
+        return {**await super().health(), "progress": self._trained_decisions}
+
+    def _train(self) -> None:
+        config = self._config
+        steering = Steering(self._controller)
+        self._learner.version = max(self._learner.version, steering.state["version"])
+        self._source.set_shards(steering.state["shards"])
+        self._source.reclaim()
+        publisher = BackgroundPublisher(make_sender(config, self._controller), config.weights.trainable_only)
+        publisher.publish(self._policy, self._learner.version)
+        streams = config.max_policy_lag is not None or config.replay.max_reuse == 1
+        prefetcher = Prefetcher(self._source, self._pack, config.learner, self._learner.version, streams, self.tracer)
+        try:
+            self._loop(steering, prefetcher, publisher)
+        finally:
+            prefetcher.close()
+            publisher.close()
+        self._save()
+
+    def _loop(self, steering: Steering, prefetcher: Prefetcher, publisher: BackgroundPublisher) -> None:
+        episodes: list[int] = []
+        last_save = time.monotonic()
+        while not (steering.state["stop"] or self._is_done()):
+            if self._wanted.is_set() or time.monotonic() - last_save > self._config.learner.checkpoint_every_s:
+                self._save()
+                last_save = time.monotonic()
+            if steering.state["paused"]:
+                time.sleep(PAUSED_S)
+                steering.ask()
+                continue
+            with self.tracer.span("wait_data"):
+                micro = prefetcher.get(timeout_s=0.5)
+            if micro is None:
+                steering.ask()
+                continue
+            if micro.batch is not None:
+                self._learner.accumulate(micro.batch)
+            episodes += micro.episodes
+            if micro.is_last:
+                self._close_batch(episodes, steering, publisher)
+                episodes = []
+
+    def _close_batch(self, episodes: Sequence[int], steering: Steering, publisher: BackgroundPublisher) -> None:
+        """Step, publish, and let the others know."""
+        learner = self._learner
+        update: dict[str, float] | None = None
+        if not learner.has_parts:
+            learner.skip()
+        else:
+            update = learner.step(steering.state["progress"], publisher.before_step)
+            update["updates"] = learner.updates
+            self._trained_decisions += int(update["batch_decisions"])
+        with self.tracer.span("publish"):
+            if learner.version % learner.publish_every == 0 or self._config.max_policy_lag == 0:
+                publisher.publish(self._policy, learner.version)
+        self._source.confirm(learner.version - 1)
+        steering.tell(update, learner.version, episodes)
+        self._turn(steering.state["knobs"])
+
+    def _is_done(self) -> bool:
+        limit = self._config.limits.max_updates
+        return limit is not None and self._learner.updates >= limit
+
+    def _pack(self, trajectories: Sequence[Trajectory]) -> Batch:
+        bootstraps = self._config.objective.time_limit == "bootstrap"
+        return pack(trajectories, self._config.env.chunk_length, bootstraps)
+
+    def _turn(self, knobs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Change the objective's and the learner's settings while training."""
+        if knobs:
+            self._learner.configure(
+                _changed(self._config.learner, knobs.get("learner", {})),
+                _changed(self._config.objective, knobs.get("objective", {})),
+            )
+
+    def _save(self) -> None:
+        run_state: Any = ray.get(self._controller.snapshot.remote(), timeout=120)
+        path = checkpoint.save_checkpoint(
+            self._checkpoints,
+            self._policy.config_dict(),
+            self._learner.weights().tensors,
+            self._learner.state_dict(),
+            run_state,
+            self._config.learner.keep_checkpoints,
+        )
+        with self._saved:
+            self._wanted.clear()
+            self._last_saved = path
+            self._saved.notify_all()
+
+    def _request_checkpoint(self) -> str:
+        with self._saved:
+            self._wanted.set()
+            self._saved.wait_for(lambda: not self._wanted.is_set())
+            return str(self._last_saved)
+
+
+def _changed(section: Any, fields: Mapping[str, Any]) -> Any:
+    assert isinstance(section, Section)
+    return type(section)(**{**section.model_dump(), **fields})

@@ -1,0 +1,32 @@
+"""A value that others wait for: the newest weights, the list of services."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Generic, TypeVar
+
+Value = TypeVar("Value")
+
+
+class Board(Generic[Value]):
+    """Holds the newest value only, with a number that rises at each change."""
+
+    def __init__(self, value: Value):
+        self.value = value
+        self.number = 0
+        self._changed = asyncio.Condition()
+
+    async def post(self, value: Value) -> None:
+        async with self._changed:
+            self.value = value
+            self.number += 1
+            self._changed.notify_all()
+
+    async def newer(self, than: int, timeout_s: float) -> tuple[int, Value] | None:
+        """Number and value once the number is above `than`; None if it was not in time."""
+        async with self._changed:
+            try:
+                await asyncio.wait_for(self._changed.wait_for(lambda: self.number > than), timeout_s)
+            except TimeoutError:
+                return None
+            return self.number, self.value

@@ -1,0 +1,186 @@
+"""The roles of a run at work: started, watched, replaced, added to and taken from while it goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import RayError
+
+from accerl.config import ConfigError, RunConfig, suggest
+from accerl.runtime.board import Board
+from accerl.runtime.dispatcher import Dispatcher
+from accerl.runtime.placement import Roles, health
+from accerl.runtime.ports import Directory
+from accerl.runtime.supervisor import Incidents, keep_running
+from accerl.runtime.weights_group import GroupBoard
+
+ELASTIC = ("rollout", "inference", "replay")
+"""Kinds that can be scaled."""
+LEARNER = "learner-0"
+NEWS_WITHIN_S = 1.0
+"""Until all clients know that a service is about to leave; one that does not asks again elsewhere."""
+LOOK_EVERY_S = 0.5
+
+
+class Crew:
+    """Keeps the directory of who is there. A role that leaves is let go only when nobody needs it any more."""
+
+    roles: Roles
+    directory: Board[Directory]
+
+    def __init__(self, config: RunConfig, dispatcher: Dispatcher, incidents: Incidents, group: GroupBoard):
+        self.directory = Board(Directory(taking={}, giving={}, services={}))
+        self._config = config
+        self._dispatcher = dispatcher
+        self._incidents = incidents
+        self._group = group
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._leaving: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def learner(self) -> Any:
+        return self.roles[LEARNER]
+
+    async def start(self, start: Path) -> None:
+        """Place everybody. Raises what a constructor raised."""
+        self.roles = Roles(self._config, start)
+        await self.roles.wait_until_ready()
+        await self._open(self.roles.of("replay"))
+
+    async def work(self, *others: asyncio.Task[Any]) -> None:
+        """Until the learner has done its last update and saved it. Raises what a role, or one of `others`, raised."""
+        for name, _ in self.roles.named():
+            self._watch(name)
+        learner = self._watches[LEARNER]
+        while not learner.done():
+            tasks = {*others, *self._watches.values(), *self._leaving.values()}
+            done, _ = await asyncio.wait(tasks, timeout=LOOK_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            self._watches = {name: task for name, task in self._watches.items() if not task.done() or name == LEARNER}
+            self._leaving = {name: task for name, task in self._leaving.items() if not task.done()}
+        learner.result()
+
+    def end(self) -> None:
+        for task in (*self._watches.values(), *self._leaving.values()):
+            task.cancel()
+        if hasattr(self, "roles"):
+            self.roles.kill()
+
+    async def join(self, service: str, endpoint: Any) -> None:
+        """The service can be asked from now on."""
+        if service not in self._leaving:
+            now = self.directory.value
+            await self.directory.post(replace(now, services={**now.services, service: endpoint}))
+
+    async def scale(self, changes: dict[str, int]) -> dict[str, int]:
+        """Add or remove processes of a kind, the newest first; returns how many of each there will be.
+
+        New ones are ready when this returns; those that leave finish what they have begun.
+
+        Raises:
+            ConfigError: an unknown kind, or fewer than one left of it.
+        """
+        staying = {kind: [name for name in self.roles.of(kind) if name not in self._leaving] for kind in ELASTIC}
+        for kind, change in changes.items():
+            if kind not in ELASTIC:
+                raise ConfigError(f"scale: {kind} cannot be scaled while running; {suggest(kind, list(ELASTIC))}")
+            if len(staying[kind]) + change < 1:
+                raise ConfigError(f"scale: {kind}={change:+d} would leave none of {len(staying[kind])}; keep one")
+        for kind, change in changes.items():
+            added = [self.roles.add(kind) for _ in range(change)]
+            await self._settle_in(added)
+            staying[kind] += added
+            for _ in range(-change):
+                name = staying[kind].pop()
+                self._leaving[name] = asyncio.create_task(self._retire(name))
+        await self._dispatcher.resize(len(staying["rollout"]) * self._config.rollout.slots_per_worker)
+        return {kind: len(names) for kind, names in staying.items()}
+
+    async def _settle_in(self, names: list[str]) -> None:
+        try:
+            await asyncio.gather(*(health(self.roles[name]) for name in names))
+        except RayError as error:
+            for name in names:
+                self.roles.remove(name)
+            raise ConfigError(f"scale: the new process could not be made ({str(error).splitlines()[-1]})") from None
+        await self._open({name: self.roles[name] for name in names if name.startswith("replay")})
+        for name in names:
+            self._watch(name)
+
+    async def _open(self, shards: dict[str, Any]) -> None:
+        now = self.directory.value
+        if shards:
+            await self.directory.post(replace(now, taking={**now.taking, **shards}, giving={**now.giving, **shards}))
+
+    def _watch(self, name: str) -> None:
+        self._watches[name] = asyncio.create_task(
+            keep_running(name, self.roles[name], self._incidents, self._on_failure)
+        )
+
+    async def _retire(self, name: str) -> None:
+        """Let go of a role once it has finished what it had begun."""
+        kind = name.split("-")[0]
+        retire: dict[str, Callable[[str], Awaitable[None]]] = {
+            "rollout": self._dispatcher.leave,
+            "inference": self._retire_service,
+            "replay": self._retire_shard,
+        }
+        await retire[kind](name)
+        await self._watches[name]
+        self.roles.remove(name)
+
+    async def _retire_service(self, name: str) -> None:
+        await self._drop_service(name)
+        await asyncio.sleep(NEWS_WITHIN_S)
+        await self.roles[name].leave.remote()
+
+    async def _retire_shard(self, name: str) -> None:
+        """Nobody gives it anything more, the learner takes what it has."""
+        now = self.directory.value
+        await self.directory.post(replace(now, taking=_without(now.taking, name)))
+        closed = False
+        while not closed:
+            await asyncio.sleep(LOOK_EVERY_S)
+            try:
+                closed = await self.roles[name].close.remote()
+            except RayError:
+                continue  # it is being restarted
+        now = self.directory.value
+        await self.directory.post(replace(now, giving=_without(now.giving, name)))
+
+    async def _drop_service(self, name: str) -> None:
+        now = self.directory.value
+        if name in now.services:
+            await self.directory.post(replace(now, services=_without(now.services, name)))
+        await self._dispatcher.unserve(name)
+        self._group.leave(name)
+
+    async def _on_failure(self, name: str, incarnation: int) -> None:
+        """What a role had in hand goes to others."""
+        match name.split("-")[0]:
+            case "rollout":
+                await self._dispatcher.lose(f"{name}.{incarnation}")
+            case "inference":
+                await self._drop_service(name)
+            case "replay":
+                await self._forget_shard(name)
+
+    async def _forget_shard(self, name: str) -> None:
+        """Episodes that only this shard held will never be trained on."""
+        others = [shard for other, shard in self.directory.value.giving.items() if other != name]
+        held: set[int] = set()
+        for shard in others:
+            try:
+                held.update(await shard.episodes.remote())
+            except RayError:
+                continue  # it has failed too, and is forgotten in its turn
+        await self._dispatcher.keep(held)
+
+
+def _without(members: Any, name: str) -> dict[str, Any]:
+    return {key: value for key, value in members.items() if key != name}

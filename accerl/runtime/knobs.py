@@ -1,0 +1,51 @@
+"""What may be changed while a run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from accerl.config import ConfigError, RunConfig, suggest
+
+KNOBS = {
+    "objective": (
+        "sigma",
+        "clip",
+        "negative_scale",
+        "behaviour_kl",
+        "reference_kl",
+        "entropy_coefficient",
+        "value_coefficient",
+    ),
+    "learner": ("policy_lr", "value_lr", "max_grad_norm", "publish_every"),
+}
+Knobs = Mapping[str, Mapping[str, Any]]
+"""Section to field to value."""
+
+
+def turn(config: RunConfig, knobs: Knobs, changes: Mapping[str, Any]) -> Knobs:
+    """`knobs` with `changes` (`sigma` or `objective.sigma` to value) in a copy.
+
+    Raises:
+        ConfigError: an unknown knob, or a value that does not fit the run's configuration.
+    """
+    changed = {section: dict(fields) for section, fields in knobs.items()}
+    for name, value in changes.items():
+        section, field = _find(name)
+        changed.setdefault(section, {})[field] = value
+    sections = {}
+    for section, fields in changed.items():
+        current = getattr(config, section)
+        sections[section] = type(current)(**{**current.model_dump(), **fields})
+    RunConfig(**{**dict(config), **sections})
+    return changed
+
+
+def _find(name: str) -> tuple[str, str]:
+    """`sigma` or `objective.sigma` as section and field."""
+    section, _, field = name.rpartition(".")
+    for known, fields in KNOBS.items():
+        if field in fields and section in ("", known):
+            return known, field
+    names = [known for fields in KNOBS.values() for known in fields]
+    raise ConfigError(f"{name}: not a setting that can be changed while running; {suggest(field, names)}")

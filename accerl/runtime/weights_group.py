@@ -1,0 +1,174 @@
+"""Weights broadcast by a process group of gloo or NCCL in large buckets, rebuilt when its members change.
+
+ learner: GroupSender ── opens epoch n ──► GroupBoard (in the controller) ◄── joins ── GroupSource: inference
+               │                                                                            │
+               ├─ TCPStore:   n/hello/<member>, n/0/answer/<member>, …  ◄───────────────────┤
+               │              n/ranks, n/0, n/0/checksums, n/1, …, n/over  ────────────────►│
+               └─ process group over PrefixStore(weights-n):  buckets  ────────────────────►┘
+
+An epoch has the members that said hello in time. A change of members or a fault ends it, and the next one has those
+that answer. Each broadcast is announced in the store, so that a member waits there, however long the trainer takes, and is
+inside a collective only while bytes flow.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+import uuid
+from typing import Any
+
+import torch.distributed as dist
+
+from accerl.runtime.bucket_group import BucketGroup, Seat, are_there
+from accerl.runtime.group_board import GroupBoard, Membership, RayBoard
+from accerl.runtime.group_source import GroupSource
+from accerl.weight_buckets import PackedWeights
+
+HELLO_S = 5.0
+"""For which a new epoch waits for a member, or its timeout if that is shorter."""
+ATTEMPTS = 4
+"""Epochs in which to send one version."""
+__all__ = ["GroupBoard", "GroupSender", "GroupSource", "RayBoard"]
+
+
+class GroupSender:
+    """Holds the store in which the members meet, and sends as the first rank.
+
+    Args:
+        timeout_s: a member that does not answer for so long is left out.
+        host: address of this machine, as the members reach it.
+    """
+
+    def __init__(
+        self, board: Membership, bucket_mb: int, timeout_s: float, host: str = "127.0.0.1", backend: str = "gloo"
+    ):
+        self._board = board
+        self._bucket_bytes = bucket_mb * 2**20
+        self._timeout_s = timeout_s
+        self._host = host
+        self._backend = backend
+        listener = socket.create_server((host, 0))
+        self._port: int = listener.getsockname()[1]
+        self._store: Any = dist.TCPStore(
+            host, self._port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
+        self._epoch = 0
+        self._tokens: list[str] = []
+        self._group: BucketGroup | None = None
+        self._sequence = 0
+        self._publication = ""
+        """Unlike any other, of earlier senders too."""
+        self._last: PackedWeights | None = None
+        self._repeats = 0
+        """Of the version at hand, for members whom it did not reach whole."""
+        self._is_asked_again = False
+
+    def send(self, packed: PackedWeights) -> None:
+        """To every member, in as many epochs as it takes; at once if there is none.
+
+        Raises:
+            RuntimeError: it failed in several epochs.
+        """
+        if packed is not self._last:
+            self._last = packed
+            self._publication = uuid.uuid4().hex
+            self._repeats = 0
+        elif self._is_asked_again:
+            self._repeats += 1
+        faults: list[str] = []
+        while len(faults) < ATTEMPTS:
+            members = self._board.members()
+            try:
+                if sorted(members.values()) != sorted(self._tokens):
+                    self._begin_epoch(members)
+                if self._group is not None:
+                    self._broadcast(packed, self._group)
+                return
+            except RuntimeError as error:
+                faults.append(str(error).splitlines()[0])
+                self._end_epoch()
+        raise RuntimeError(f"version {packed.version} reached not all of {sorted(members)}: {'; '.join(faults)}")
+
+    def is_behind(self) -> bool:
+        return self._is_asked_again or not set(self._board.members().values()) <= set(self._tokens)
+
+    def close(self) -> None:
+        self._end_epoch()
+
+    def _begin_epoch(self, members: dict[str, str]) -> None:
+        self._end_epoch()
+        if not members:
+            return
+        self._epoch = self._board.open(self._host, self._port)
+        self._tokens = self._greet(self._epoch)
+        self._sequence = 0
+        self._store.set(f"{self._epoch}/ranks", json.dumps({"tokens": self._tokens, "backend": self._backend}))
+        if self._tokens:
+            meeting = dist.PrefixStore(f"weights-{self._epoch}", self._store.clone())
+            seat = Seat(0, 1 + len(self._tokens), self._host)
+            self._group = BucketGroup(meeting, seat, self._backend, self._timeout_s, is_over=lambda: False)
+
+    def _end_epoch(self) -> None:
+        if self._epoch:
+            self._store.set(f"{self._epoch}/over", "")
+        if self._group is not None:
+            self._group.abandon()
+        self._group, self._tokens = None, []
+
+    def _greet(self, epoch: int) -> list[str]:
+        """Tokens of the members that are there; the others are left out until they join again."""
+        deadline = time.monotonic() + min(HELLO_S, self._timeout_s)
+        while True:
+            members = self._board.members()
+            silent = {name: token for name, token in members.items() if not self._has_said_hello(epoch, token)}
+            if not silent:
+                break
+            if time.monotonic() > deadline:
+                for name, token in silent.items():
+                    self._board.leave(name, token)
+                break
+            time.sleep(0.02)
+        return [token for token in members.values() if token not in silent.values()]
+
+    def _has_said_hello(self, epoch: int, token: str) -> bool:
+        return self._store.check([f"{epoch}/hello/{token}"])
+
+    def _broadcast(self, packed: PackedWeights, group: BucketGroup) -> None:
+        key = f"{self._epoch}/{self._sequence}"
+        announcement = {
+            "version": packed.version,
+            "layout": packed.layout.to_json(),
+            "info": packed.info,
+            "publication": self._publication,
+            "bucket_bytes": self._bucket_bytes,
+        }
+        self._store.set(key, json.dumps(announcement))
+        checksums = group.broadcast(packed.flat, self._bucket_bytes)
+        self._store.set(f"{key}/checksums", json.dumps(checksums))
+        answers = self._answers([f"{key}/answer/{token}" for token in self._tokens])
+        self._is_asked_again = b"again" in answers and self._repeats < ATTEMPTS
+        for done in (key, f"{key}/checksums"):
+            self._store.delete_key(done)
+        self._sequence += 1
+
+    def _answers(self, keys: list[str]) -> list[bytes]:
+        """What the members say of a broadcast, once all have.
+
+        Raises:
+            RuntimeError: one failed, has left, or does not answer.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        while not are_there(self._store, keys):
+            if not set(self._tokens) <= set(self._board.members().values()):
+                raise RuntimeError("a member has left")
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"a member did not answer within {self._timeout_s:g} s")
+        answers = [self._store.get(key) for key in keys]
+        for key in keys:
+            self._store.delete_key(key)
+        for answer in answers:
+            if answer.startswith(b"failed"):
+                raise RuntimeError(answer.decode())
+        return answers
