@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -18,16 +19,17 @@ def worthwhile_wait_s(
 ) -> float:
     """For how long an idle device should wait for the next arrival before it starts with what it has.
 
-    A forward over B requests takes a + b B. Let n requests wait, and let the next m arrive after a time G. If the
-    batch leaves at once, they wait for the device and pay for a forward of their own; if it waits for them, they share
-    this one, while the n are delayed. In seconds summed over requests, against leaving at once:
+    A forward over B requests takes a + b B. Let n requests wait, and let the next m arrive after a time G. If they
+    come within the wait t, all share a forward; if not, the n leave without them, and they have one of their own when
+    the device is free. The wait that is returned minimises the expected sum of the times until the answers,
 
-        gain(G) = m max(a + b n - G, 0) - m b n       the m start without waiting for the n, and end with them
-        cost(G) = n (G + b m)                         the n start later, in a longer forward
-        V(t)    = E[(gain(G) - cost(G)) 1{G <= t}] - n t P(G > t)
+        D(t) = E[n F + m S]
+        F = S = G + a + b (n + m)                                  if G <= t
+        F = t + a + b n    and    S = max(G, F) + a + b m          otherwise
 
-    The answer is the t that maximises V, or 0 where no t gains anything. With a steady rate 1 / G of single requests
-    this says: wait as long as a > (n + 1) G + n b.
+    over t = 0 and the gaps. A steady rate of single requests makes it wait as long as a > (n + 1) G + b n: as long as
+    the fixed part of a forward, which one request less has to wait for, is above the delay of those that wait. Without
+    any gap there is no telling: it is infinite.
 
     Args:
         num_waiting: n.
@@ -37,15 +39,14 @@ def worthwhile_wait_s(
         each_s: b.
     """
     if not len(gaps):
-        return 0.0
+        return math.inf
     n, m, a, b = num_waiting, per_arrival, fixed_s, each_s
-    gaps = np.sort(gaps)
-    gain = m * np.maximum(a + b * n - gaps, 0.0) - m * b * n
-    cost = n * (gaps + b * m)
-    come = np.arange(1, len(gaps) + 1) / len(gaps)  # P(G <= t) at each t that is a gap
-    value = np.cumsum(gain - cost) / len(gaps) - n * gaps * (1 - come)
-    best = int(np.argmax(value))
-    return float(gaps[best]) if value[best] > 0 else 0.0
+    waits = np.concatenate(([0.0], gaps))
+    gap, limit = gaps[None, :], waits[:, None]
+    in_time = gap <= limit
+    first = np.where(in_time, gap + a + b * (n + m), limit + a + b * n)
+    second = np.where(in_time, first, np.maximum(gap, first) + a + b * m)
+    return float(waits[np.argmin((n * first + m * second).mean(axis=1))])
 
 
 def padded_size(size: int, buckets: Sequence[int]) -> int:
@@ -69,17 +70,17 @@ class ForwardTime:
 
     def __init__(self, decay: float = 0.95):
         self._decay = decay
-        self._sums = np.zeros(5)  # of 1, B, B^2, t, B t
+        self._sums = (0.0,) * 5  # of 1, B, B^2, t, B t
 
     def add(self, size: int, seconds: float) -> None:
-        self._sums *= self._decay
-        self._sums += (1, size, size * size, seconds, size * seconds)
+        new = (1, size, size * size, seconds, size * seconds)
+        self._sums = tuple(self._decay * old + term for old, term in zip(self._sums, new, strict=True))
 
     def line(self) -> tuple[float, float]:
-        """The pair (a, b), neither below 0; (0, 0) before the first forward."""
-        weight, sizes, squares, seconds, products = self._sums.tolist()
+        """The pair (a, b), neither below 0; infinite a before the first forward."""
+        weight, sizes, squares, seconds, products = self._sums
         if not weight:
-            return 0.0, 0.0
+            return math.inf, 0.0
         variance = squares / weight - (sizes / weight) ** 2
         if variance < 1e-6:
             return seconds / weight, 0.0
@@ -91,7 +92,7 @@ class ForwardTime:
 class Arrivals:
     """Times between the most recent arrivals, and how many requests came with each."""
 
-    def __init__(self, num: int = 64):
+    def __init__(self, num: int = 32):
         self._gaps: deque[float] = deque(maxlen=num)
         self._sizes: deque[int] = deque(maxlen=num)
         self._last_s: float | None = None

@@ -151,8 +151,8 @@ class InferenceService(Generic[Request, Response]):
             self.statistics.idle_s += started - ended
             answers = self._answer_batch(batch)
             ended = time.monotonic()
-            self._count(batch, started, ended)
             _deliver(batch, answers)
+            self._count(batch, started, ended)
 
     def _collect(self) -> list[Waiting]:
         """The next batch, as soon as it is due; empty when the service is closed."""
@@ -210,15 +210,20 @@ def _deliver(batch: Sequence[Waiting], answers: Sequence[Any]) -> None:
         tags.append(entry.tag)
         own.append(answer)
     for done, (tags, own) in groups.items():
-        try:
-            done(tags, own)
-        except Exception:
-            _log.exception("an asker could not take its answers")
+        _tell(done, tags, own)
+
+
+def _tell(done: Callable[..., None], *told: Any) -> None:
+    """Whatever an asker does with its answer, the service goes on."""
+    try:
+        done(*told)
+    except Exception:
+        _log.exception("an asker could not take its answer")
 
 
 def _tell_each(dones: list[Callable[[Any], None]], answers: list[Any]) -> None:
     for done, answer in zip(dones, answers, strict=True):
-        done(answer)
+        _tell(done, answer)
 
 
 def _resolve(futures: list[asyncio.Future[Any]], answers: list[Any]) -> None:

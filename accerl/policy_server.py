@@ -112,6 +112,8 @@ class PolicyServer:
             observation = request.observation
             key = (request.policy_version, observation["images"].shape, observation["proprio"].shape)
             groups.setdefault(key, []).append(row)
+        if len(groups) == 1:
+            return list(self._answer_group(requests))
         answers: dict[int, Decision | VersionNotKept] = {}
         for rows in groups.values():
             answers.update(zip(rows, self._answer_group([requests[row] for row in rows]), strict=True))
@@ -244,16 +246,16 @@ def _beside_the_forward(device: torch.device) -> Iterator[None]:
 def _decide(policy: Policy, version: int, requests: Sequence[DecisionRequest]) -> list[Decision]:
     with torch.inference_mode():
         output = policy.act(stack_requests(requests), np.array([request.seed for request in requests]))
-        action, log_prob, value = (tensor.detach().float().cpu().numpy() for tensor in output[:3])
-        blob = {key: tensor.cpu().numpy() for key, tensor in output.blob.items()}
-    values = value.tolist()
+        action, log_prob, value = (tensor.float().numpy(force=True) for tensor in output[:3])
+        blob = {key: tensor.numpy(force=True) for key, tensor in output.blob.items()}
+    rows = zip(action, log_prob, value.tolist(), *blob.values(), strict=True)
     return [
         Decision(
-            action=action[row],
-            log_prob=log_prob[row],
-            value=values[row],
-            blob={key: array[row] for key, array in blob.items()},
+            action=action,
+            log_prob=log_prob,
+            value=value,
+            blob=dict(zip(blob, own, strict=True)),
             policy_version=version,
         )
-        for row in range(len(requests))
+        for action, log_prob, value, *own in rows
     ]

@@ -262,7 +262,8 @@ def live_tensors(source: nn.Module | Policy | Mapping[str, Tensor], trainable_on
 
 def _changes(tensors: Mapping[str, Tensor]) -> int:
     """Rises when one of them is written."""
-    return sum(tensor._version for tensor in tensors.values() if not tensor.is_inference())
+    counted = (tensor for tensor in tensors.values() if isinstance(tensor, Tensor) and not tensor.is_inference())
+    return sum(tensor._version for tensor in counted)
 
 
 class _Request(NamedTuple):

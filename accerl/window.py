@@ -24,7 +24,7 @@ class Window:
     max_wait_s: float
     """T_max: age of the oldest request at which a batch leaves in any case."""
     adaptive: bool = False
-    """Leave before that where waiting costs more than it gains (`worthwhile_wait_s`)."""
+    """Leave before that where waiting costs more than it gains (`worthwhile_wait_s`), as soon as that is known."""
     lockstep: bool = False
     """Leave when every request that is expected has come, with all of them; B and T_max do not apply."""
     patience_s: float = 30.0
@@ -57,7 +57,7 @@ class RequestQueue:
     def __init__(self, window: Window):
         self._window = window
         self._entries: deque[Waiting] = deque()
-        self._waiting: Counter[str] = Counter()  # by client
+        self._waiting: Counter[str] = Counter()  # by client, in lockstep
         self._expected: Counter[str] = Counter()
         self._arrivals = Arrivals()
         self._forward_time = ForwardTime()
@@ -69,7 +69,8 @@ class RequestQueue:
     def add(self, entries: Sequence[Waiting], now_s: float) -> None:
         """What arrived together."""
         self._entries.extend(entries)
-        self._waiting.update(entry.client for entry in entries)
+        if self._window.lockstep:
+            self._waiting.update(entry.client for entry in entries)
         self._arrivals.add(now_s, len(entries))
         self._leave_s = None
 
@@ -99,15 +100,13 @@ class RequestQueue:
 
     def take(self) -> list[Waiting]:
         """The batch that is due."""
-        size = len(self._entries)
         if not self._window.lockstep:
-            size = min(size, self._window.batch_size)
-        elif missing := self._missing():
+            size = min(len(self._entries), self._window.batch_size)
+            return [self._entries.popleft() for _ in range(size)]
+        if missing := self._missing():
             _log.warning("going on without requests of %s", ", ".join(missing))
             self._expected.update({client: self._waiting[client] - self._expected[client] for client in missing})
-        batch = [self._entries.popleft() for _ in range(size)]
-        self._waiting.subtract(entry.client for entry in batch)
-        return batch
+        return self.take_all()
 
     def take_all(self) -> list[Waiting]:
         """Everything, whether it is due or not."""
@@ -120,6 +119,9 @@ class RequestQueue:
         return [client for client, slots in self._expected.items() if self._waiting[client] < slots]
 
     def _worthwhile_wait_s(self) -> float:
+        fixed_s, each_s = self._forward_time.line()
+        if fixed_s == math.inf:
+            return math.inf
         room = self._window.batch_size - len(self._entries)
         per_arrival = min(self._arrivals.mean_size, room)
-        return worthwhile_wait_s(len(self._entries), self._arrivals.gaps, per_arrival, *self._forward_time.line())
+        return worthwhile_wait_s(len(self._entries), self._arrivals.gaps, per_arrival, fixed_s, each_s)

@@ -20,6 +20,8 @@ class Costs(Section):
     """A service's event loop, a decision."""
     controller_s: Seconds = 0.0
     """The controller, a call: an episode's end and start, a segment, an update."""
+    wake_s: Seconds = 0.0
+    """The controller, for each slot that waits for a credit when something changes."""
     replay_s: Seconds = 0.0
     """A shard, a decision that it takes and gives."""
     sample_s: Seconds = 0.0

@@ -40,6 +40,8 @@ from benchmarks.meter import Meter
 
 ACTION_DIM, PROPRIO_DIM = 7, 8
 NUM_BINS = 16
+FORWARD_SHARE = 0.25
+"""Of the time of an update: then activations are computed again (checkpointing), and gradients in twice that time."""
 POOL = 8
 """Random images that are handed out again and again, as copies."""
 
@@ -156,26 +158,30 @@ class EmulatedPolicy(nn.Module):
 
     def act(self, observations: ObservationBatch, seeds: np.ndarray) -> PolicyOutput:
         with _Busy(self.emulation, "inference", self.emulation.act_s(len(observations)), len(observations)):
-            log_probs = self._log_probs(observations)
+            log_probs = self._log_probs(observations.proprio)
             tokens = sample_tokens(log_probs, seeds)
             action = (2 * tokens + 1).float() / NUM_BINS - 1
             return PolicyOutput(
                 action.view(-1, self.chunk_length, ACTION_DIM),
                 log_probs.gather(-1, tokens[..., None]).squeeze(-1),
-                self._values(observations),
+                self._values(observations.proprio),
                 {"tokens": tokens.to(torch.int16)},
             )
 
     def evaluate(self, observations: ObservationBatch, blob: Blob[Tensor]) -> Evaluation:
-        with _Busy(self.emulation, "learner", self.emulation.evaluate_s(len(observations)), len(observations)):
-            log_probs = self._log_probs(observations)
+        size = len(observations)
+        seconds = self.emulation.evaluate_s(size)
+        backward = _Busy(self.emulation, "learner", (1 - FORWARD_SHARE) * seconds, size)
+        with _Busy(self.emulation, "learner", FORWARD_SHARE * seconds, 0):
+            features = _BackwardEnds.apply(observations.proprio.clone().requires_grad_(), backward)
+            log_probs = self._log_probs(features)
             entropy = -(log_probs.exp() * log_probs).sum(-1)
             chosen = log_probs.gather(-1, blob["tokens"].long()[..., None]).squeeze(-1)
-            return Evaluation(chosen, entropy, self._values(observations))
+            return Evaluation(_BackwardBegins.apply(chosen, backward), entropy, self._values(features))
 
     def value(self, observations: ObservationBatch) -> Tensor:
         with _Busy(self.emulation, "learner", self.emulation.value_s(len(observations)), 0):
-            return self._values(observations)
+            return self._values(observations.proprio)
 
     def imitation_loss(self, observations: ObservationBatch, actions: Tensor, mask: Tensor) -> Tensor:
         raise NotImplementedError("there is nothing to imitate in an emulated environment")
@@ -195,12 +201,12 @@ class EmulatedPolicy(nn.Module):
             "emulation": self.emulation.model_dump(mode="json"),
         }
 
-    def _log_probs(self, observations: ObservationBatch) -> Tensor:
-        logits = self.action_head(observations.proprio).view(-1, self.num_tokens, NUM_BINS)
+    def _log_probs(self, features: Tensor) -> Tensor:
+        logits = self.action_head(features).view(-1, self.num_tokens, NUM_BINS)
         return torch.log_softmax(logits, dim=-1)
 
-    def _values(self, observations: ObservationBatch) -> Tensor:
-        return self.value_head(observations.proprio).squeeze(-1)
+    def _values(self, features: Tensor) -> Tensor:
+        return self.value_head(features).squeeze(-1)
 
 
 class _Busy:
@@ -217,6 +223,34 @@ class _Busy:
     def __exit__(self, *_: object) -> None:
         time.sleep(max(0.0, self._until - time.monotonic()))
         self._meter.add(self._seconds, self._num_decisions)
+
+
+class _BackwardBegins(torch.autograd.Function):
+    """The identity; from when a gradient comes through it the device is busy with the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, backward: _Busy) -> Tensor:
+        ctx.backward = backward
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        ctx.backward.__enter__()
+        return gradient, None
+
+
+class _BackwardEnds(torch.autograd.Function):
+    """The identity, on the input of everything; a gradient comes through it when all others are there."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, backward: _Busy) -> Tensor:
+        ctx.backward = backward
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        ctx.backward.__exit__()
+        return gradient, None
 
 
 @lru_cache

@@ -140,7 +140,6 @@ class Experiment(Section):
                 micro_batch_decisions=(
                     max(MAX_DECISIONS, self.batch_decisions // MICRO_BATCHES) if self.streams else whole
                 ),
-                prefetch=1,
                 checkpoint_every_s=1e6,
             ),
             cluster=ClusterConfig(object_store_mb=max(200, 2 * self.batch_decisions * image_bytes() // 2**20)),

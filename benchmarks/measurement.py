@@ -89,8 +89,8 @@ class Measurement(Section):
 
 
 def warmup(experiment: Experiment) -> int:
-    """Updates after which rates are steady."""
-    return experiment.config_lag + (2 if experiment.mode == "async" else 1)
+    """Updates after which rates are steady: as many rounds as may wait have been made."""
+    return 2 * experiment.config_lag + (3 if experiment.mode == "async" else 1)
 
 
 def simulate(experiment: Experiment, folder: Path, costs: Costs | None = None, seconds: float = 150.0) -> Measurement:

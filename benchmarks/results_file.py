@@ -43,13 +43,13 @@ def append(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print these columns; numbers with three digits, None as nothing."""
+    """Print these columns; numbers with three digits, None as nothing. A narrow terminal wraps the lines."""
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column.replace("_", " "), justify="right")
     for row in rows:
         table.add_row(*(_text(row.get(column)) for column in columns))
-    Console(width=max(Console().width, 16 * len(columns))).print(table)
+    Console(width=max(Console().width, 13 * len(columns))).print(table)
 
 
 def print_json(benchmark: str, values: Mapping[str, Any]) -> None:

@@ -32,9 +32,10 @@ import numpy as np
 
 from accerl.config import Mode
 from benchmarks import figures, results_file
+from benchmarks.calibration import fit_costs
 from benchmarks.costs import Costs
 from benchmarks.devices import Emulation
-from benchmarks.experiment import Experiment, mean_episode
+from benchmarks.experiment import Experiment
 from benchmarks.measurement import Measurement, measure, simulate
 from benchmarks.pipeline import best_setting
 
@@ -78,7 +79,7 @@ def main() -> int:
         for gpus in arguments.measure
         for mode in arguments.modes
     ]
-    costs = costs_of(measured)
+    costs = fit_costs(measured)
     with tempfile.TemporaryDirectory() as folder:
         simulated = [simulate(each.experiment, Path(folder), costs, each.seconds) for each in measured]
         compared = comparison(measured, simulated)
@@ -131,20 +132,6 @@ def spread(experiment: Experiment) -> Experiment:
 def time_scale(gpus: int) -> float:
     """At which about 100 decisions/s pass."""
     return max(0.25, gpus / GPUS_PER_NODE)
-
-
-def costs_of(measured: Sequence[Measurement]) -> Costs:
-    """Processor time of each kind of process, from the asynchronous run with the most decisions a second."""
-    runs = [each for each in measured if each.experiment.mode == "async"]
-    most = max(runs or measured, key=lambda each: each.decisions_per_s)
-    work, episode = most.work_s, mean_episode(most.experiment.emulation)
-    return Costs(
-        worker_s=work["rollout"],
-        service_s=work["inference"],
-        controller_s=work["controller"] * episode.num_decisions,
-        replay_s=work["replay"],
-        sample_s=work["learner"],
-    )
 
 
 def cluster_costs(costs: Costs, gpus: int) -> Costs:

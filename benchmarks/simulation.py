@@ -169,6 +169,7 @@ class Simulation:
 
     def _wake(self) -> None:
         """After every change of `Admission` or of what there is to train on."""
+        self._controller.serve(self._costs.wake_s * len(self._asking))
         while self._asking and (plan := self._admission.start(self._asking[0][0])) is not None:
             self._asking.popleft()[1].succeed(plan)
         changed, self._changed = self._changed, self.clock.event()
@@ -244,7 +245,7 @@ class Simulation:
             for service in self._services:
                 service.version = sent
                 self._admission.serve(service.name, sent)
-            self._wake()
+                self._wake()
 
     def _record(self, lag_max: int) -> None:
         stations = {

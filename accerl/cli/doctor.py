@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from accerl.cli.command import Command
-from accerl.config import Section
+from accerl.config import ConfigError, Section
 
-MARKS = {True: Text("ok", style="green"), False: Text("missing", style="red"), None: Text("note", style="yellow")}
+if TYPE_CHECKING:
+    from accerl.doctor import Finding
+
+MARKS = {True: Text("ok", style="green"), False: Text("fails", style="red"), None: Text("note", style="yellow")}
 
 
 class DoctorOptions(Section):
-    """Nothing to choose."""
+    """What to examine."""
+
+    cluster: bool | str = False
+    """Examine the nodes of a Ray cluster, and the ways between them, in place of this machine, which must be one of
+    them: its address, host:port; default: that in RAY_ADDRESS."""
+    root: Path = Path("runs")
+    """Folder that is to hold the runs: with `cluster`, whether all nodes share it."""
 
 
-def examine(_: DoctorOptions) -> int:
-    from accerl.doctor import examine_machine
-
-    findings = examine_machine()
+def examine(options: DoctorOptions) -> int:
+    findings = _findings(options)
     table = Table.grid(padding=(0, 2))
     for finding in findings:
         table.add_row(f"  {finding.subject}", MARKS[finding.ok], Text(finding.detail))
@@ -31,10 +42,26 @@ def examine(_: DoctorOptions) -> int:
     return 1 if any(finding.ok is False for finding in findings) else 0
 
 
+def _findings(options: DoctorOptions) -> list[Finding]:
+    if not options.cluster:
+        from accerl.doctor import examine_machine
+
+        return examine_machine()
+    from accerl.runtime.cluster_doctor import examine_cluster
+
+    address = options.cluster if isinstance(options.cluster, str) else os.environ.get("RAY_ADDRESS")
+    if not address:
+        raise ConfigError("cluster: RAY_ADDRESS is not set; give the address, --cluster host:port")
+    return examine_cluster(address, options.root)
+
+
 COMMAND = Command(
     name="doctor",
     summary="Look for what is missing on this machine and give the commands that mend it; exit code 1 if something is.",
     options=DoctorOptions,
     run=examine,
-    examples=(("before the first run", "accerl doctor"),),
+    examples=(
+        ("before the first run", "accerl doctor"),
+        ("before the first run on a cluster", "accerl doctor --cluster 10.0.0.1:6379 --root /shared/runs"),
+    ),
 )

@@ -23,8 +23,6 @@ IN_FLIGHT = 8
 POLL_S = 0.001
 LOOK_S = 0.1
 """Between two looks whether the group is still wanted."""
-SLICE_S = 0.2
-"""For which the store is waited for at a time."""
 
 
 class Seat(NamedTuple):
@@ -112,19 +110,6 @@ class BucketGroup:
                 if self._is_over():
                     raise RuntimeError("the group is over")
         work.wait()  # raises what went wrong
-
-
-def are_there(store: dist.Store, keys: list[str]) -> bool:
-    """Whether the store has all of `keys`, or gets them at once.
-
-    Raises:
-        RuntimeError: the store is gone.
-    """
-    try:
-        store.wait(keys, timedelta(seconds=SLICE_S))
-    except dist.DistStoreError:
-        return False
-    return True
 
 
 class _Flight(NamedTuple):

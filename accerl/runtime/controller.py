@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import ray
 
 from accerl.admission import Admission
 from accerl.advisor import advise, readings_from
@@ -63,7 +64,7 @@ class Controller:
     async def run(self) -> str:
         """Place the roles and keep them at work until the run has ended; returns the final state."""
         try:
-            await self._crew.start(self._start)
+            await self._crew.start(self._start, ray.get_runtime_context().current_actor)
             self._metrics.start_clock()
             self._set_state("running")
             report = asyncio.create_task(self._report())

@@ -45,9 +45,9 @@ class Crew:
     def learner(self) -> Any:
         return self.roles[LEARNER]
 
-    async def start(self, start: Path) -> None:
+    async def start(self, start: Path, controller: Any) -> None:
         """Place everybody. Raises what a constructor raised."""
-        self.roles = Roles(self._config, start)
+        self.roles = Roles(self._config, start, controller)
         await self.roles.wait_until_ready()
         await self._open(self.roles.of("replay"))
 

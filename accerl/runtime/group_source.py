@@ -15,13 +15,17 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from accerl.runtime.bucket_group import SLICE_S, BucketGroup, Seat, are_there
+from accerl.runtime.bucket_group import POLL_S, BucketGroup, Seat
 from accerl.runtime.group_board import Epoch, Membership
 from accerl.types import Weights
 from accerl.weight_buckets import ChecksumError, Layout, PackedWeights, verify
 from accerl.weights import ReceiveStatistics
 
 CONNECT_S = 5.0
+JOIN_EVERY_S = 0.2
+"""Outside of a group."""
+IDLE_S = 0.01
+"""Between two looks for the next announcement."""
 ATTEMPTS = 5
 """Groups that may fail in a row."""
 
@@ -72,12 +76,12 @@ class GroupSource:
             while not self._is_closed:
                 epoch = self._board.join(self._member, self._token)
                 if epoch is None or epoch.number <= tried:
-                    time.sleep(SLICE_S)
+                    time.sleep(JOIN_EVERY_S)
                     continue
                 tried = epoch.number
                 try:
                     self._receive_epoch(epoch)
-                except RuntimeError as error:
+                except (RuntimeError, OSError) as error:
                     self._faults += 1
                     self.statistics.num_retries += 1
                     self.statistics.last_fault = f"epoch {epoch.number}: {str(error).splitlines()[0]}"
@@ -89,24 +93,24 @@ class GroupSource:
 
     def _receive_epoch(self, epoch: Epoch) -> None:
         """Receive until the epoch is over; returns at once if it began without this member."""
-        connect = timedelta(seconds=min(CONNECT_S, self._timeout_s))
+        with socket.create_connection((epoch.host, epoch.port), CONNECT_S) as probe:  # a store that is gone says so
+            own_host = probe.getsockname()[0]
+        connect = timedelta(seconds=CONNECT_S)
         store: Any = dist.TCPStore(epoch.host, epoch.port, is_master=False, wait_for_workers=False, timeout=connect)
-        store.set(f"{epoch.number}/hello/{self._token}", "")
-        ranks = self._read(store, epoch, "ranks")
-        if ranks is None or self._token not in ranks["tokens"]:
+        store.set(f"{epoch.number}/hello/{self._token}", self._backend)
+        tokens = self._read(store, epoch, "ranks", IDLE_S)
+        if tokens is None or self._token not in tokens:
             return
-        if ranks["backend"] != self._backend:
-            raise ValueError(f"the learner sends over {ranks['backend']}, {self._member} receives over {self._backend}")
         group = BucketGroup(
             dist.PrefixStore(f"weights-{epoch.number}", store.clone()),
-            Seat(1 + ranks["tokens"].index(self._token), 1 + len(ranks["tokens"]), _own_address(epoch)),
+            Seat(1 + tokens.index(self._token), 1 + len(tokens), own_host),
             self._backend,
             self._timeout_s,
             is_over=lambda: self._is_over(store, epoch),
         )
         sequence = 0
         try:
-            while (announced := self._read(store, epoch, str(sequence))) is not None:
+            while (announced := self._read(store, epoch, str(sequence), IDLE_S)) is not None:
                 self._receive(store, epoch, sequence, announced, group)
                 sequence += 1
         finally:
@@ -120,7 +124,7 @@ class GroupSource:
         flat = self._shadow.writable(layout)
         try:
             arrived = group.broadcast(flat, announced["bucket_bytes"])
-            sent = self._read(store, epoch, f"{sequence}/checksums")
+            sent = self._read(store, epoch, f"{sequence}/checksums", POLL_S)
         except RuntimeError as error:  # what is still on its way may yet be written into the buffer: it is let go
             with contextlib.suppress(RuntimeError):
                 store.set(answer, f"failed: {self._member}: {str(error).splitlines()[0]}")
@@ -137,15 +141,17 @@ class GroupSource:
             store.set(answer, "again")
             return
         packed = PackedWeights(version=announced["version"], layout=layout, flat=flat, info=announced["info"])
+        self.statistics.num_received += 1
         self._shadow.hand_over(announced["publication"], packed)
         self._faults = 0
         store.set(answer, "received")
 
-    def _read(self, store: dist.Store, epoch: Epoch, key: str) -> Any:
+    def _read(self, store: dist.Store, epoch: Epoch, key: str, every_s: float) -> Any:
         """What the learner writes there; None if it ends the epoch instead."""
         while not self._is_over(store, epoch):
-            if are_there(store, [f"{epoch.number}/{key}"]):
+            if store.check([f"{epoch.number}/{key}"]):
                 return json.loads(store.get(f"{epoch.number}/{key}"))
+            time.sleep(every_s)
         return None
 
     def _is_over(self, store: dist.Store, epoch: Epoch) -> bool:
@@ -203,10 +209,3 @@ class _Shadow:
         with self._changed:
             self._has_ended = True
             self._changed.notify_all()
-
-
-def _own_address(epoch: Epoch) -> str:
-    """Of the interface that leads to the learner."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((epoch.host, epoch.port))
-        return probe.getsockname()[0]

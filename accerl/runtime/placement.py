@@ -35,10 +35,10 @@ class Roles:
         ConfigError: the cluster has too few GPUs for `placement`.
     """
 
-    def __init__(self, config: RunConfig, start: Path):
+    def __init__(self, config: RunConfig, start: Path, controller: Any):
         self._config = config
         self._wiring = Wiring(
-            controller=ray.get_runtime_context().current_actor,
+            controller=controller,
             sockets=Path(tempfile.mkdtemp(prefix="accerl-", dir=os.environ.get("XDG_RUNTIME_DIR"))),
             start=start,
             policy=json.loads((start / "policy.json").read_text()),

@@ -123,10 +123,10 @@ class RequestServer:
             raise ValueError(f"no client has the name {client!r} and {slots!r} slots")
         if slots is not None:
             self._service.expect(client, slots)
-        unanswered = self._unanswered.setdefault(asker, set())
+        unanswered = self._unanswered.get(asker, set())
         new = [row for row, number in enumerate(numbers) if number not in unanswered]
-        unanswered.update(numbers)
         if new:
+            self._unanswered[asker] = unanswered.union(numbers)
             tags = [(asker, numbers[row]) for row in new]
             self._service.submit_many(tags, [requests[row] for row in new], self._take_answers, client)
 

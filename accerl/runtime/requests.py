@@ -94,7 +94,7 @@ class RequestClient:
         self._resend_after_s = resend_after_s
         self._numbers = itertools.count()
         self._pending: dict[int, _Pending] = {}
-        self._unsent: list[int] = []
+        self._unsent: dict[int, None] = {}  # a set that keeps its order
         self._services: dict[str, _Service] = {}
         self._slots = 0
         self._flush_is_due = False
@@ -106,6 +106,9 @@ class RequestClient:
 
     async def __aexit__(self, *_: object) -> None:
         self._clock.cancel()
+        self._unsent.clear()
+        self._slots = 0
+        self._flush()  # nobody is to wait for its slots
         self.set_services({})
         for pending in self._pending.values():
             if not pending.answer.done():
@@ -125,7 +128,7 @@ class RequestClient:
             if name not in services or services[name] != service.endpoint:
                 service.link.close()
                 del self._services[name]
-                self._unsent.extend(n for n, pending in self._pending.items() if pending.service is service)
+                self._unsent.update((n, None) for n, pending in self._pending.items() if pending.service is service)
         for name in services.keys() - self._services.keys():
             self._services[name] = _Service(self, self._medium, services[name], self._name)
         self._flush_soon()
@@ -134,7 +137,7 @@ class RequestClient:
         """Raises `RequestError` if the service cannot answer."""
         number = next(self._numbers)
         pending = self._pending[number] = _Pending(request, self._loop.create_future())
-        self._unsent.append(number)
+        self._unsent[number] = None
         self._flush_soon()
         try:
             return await pending.answer
@@ -161,9 +164,10 @@ class RequestClient:
         if not self._services:
             return
         names = sorted(self._services)
-        bound = self._services[names[self._index % len(names)]] if self._lockstep else None
+        has_no_choice = self._lockstep or len(names) == 1
+        bound = self._services[names[self._index % len(names)]] if has_no_choice else None
         batches: dict[_Service, list[int]] = {}
-        unsent, self._unsent = self._unsent, []
+        unsent, self._unsent = self._unsent, {}
         for number in unsent:
             if (pending := self._pending.get(number)) is None or pending.answer.done():
                 continue
@@ -220,7 +224,7 @@ class RequestClient:
             now = self._loop.time()
             late = [number for number, pending in self._pending.items() if pending.resend_s <= now]
             if late:
-                self._unsent.extend(late)
+                self._unsent.update(dict.fromkeys(late))
                 self._flush_soon()
 
 

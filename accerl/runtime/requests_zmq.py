@@ -14,6 +14,10 @@ from accerl.runtime.wire import decode_answers, encode_requests, group_alike
 from accerl.types import DecisionRequest
 
 HEARTBEAT_S = 5.0
+LINGER_MS = 200
+"""For which a last message may still leave a closed socket."""
+SEND_BUFFER = 2 * 2**20
+"""Bytes, where the system allows so many: a message of a few images leaves in one go."""
 _log = logging.getLogger(__name__)
 
 
@@ -59,8 +63,9 @@ class Sockets:
     def connect(self, endpoint: Endpoint, client: str, receiver: Receiver) -> SocketLink:
         """Raises ConnectionError if there is no way to the endpoint."""
         socket = zmq.Context.instance().socket(zmq.DEALER)
-        socket.linger = 0
+        socket.linger = LINGER_MS
         if endpoint.node == self._node:
+            socket.sndbuf = SEND_BUFFER
             socket.connect(f"ipc://{endpoint.ipc}")
         elif endpoint.tcp is None or endpoint.key is None or self._keys is None:
             socket.close()

@@ -7,8 +7,8 @@
                └─ process group over PrefixStore(weights-n):  buckets  ────────────────────►┘
 
 An epoch has the members that said hello in time. A change of members or a fault ends it, and the next one has those
-that answer. Each broadcast is announced in the store, so that a member waits there, however long the trainer takes, and is
-inside a collective only while bytes flow.
+that answer. Each broadcast is announced in the store, so that a member waits there, however long the trainer takes, and
+is inside a collective only while bytes flow.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from typing import Any
 
 import torch.distributed as dist
 
-from accerl.runtime.bucket_group import BucketGroup, Seat, are_there
+from accerl.runtime.bucket_group import POLL_S, BucketGroup, Seat
 from accerl.runtime.group_board import GroupBoard, Membership, RayBoard
 from accerl.runtime.group_source import GroupSource
 from accerl.weight_buckets import PackedWeights
 
-HELLO_S = 5.0
+HELLO_S = 3.0
 """For which a new epoch waits for a member, or its timeout if that is shorter."""
+LINGER_S = 0.1
+LOOK_S = 0.5
+"""Between two looks whether a member that does not answer has left."""
 ATTEMPTS = 4
 """Epochs in which to send one version."""
 __all__ = ["GroupBoard", "GroupSender", "GroupSource", "RayBoard"]
@@ -95,7 +98,9 @@ class GroupSender:
         return self._is_asked_again or not set(self._board.members().values()) <= set(self._tokens)
 
     def close(self) -> None:
+        """The members are told before their store goes."""
         self._end_epoch()
+        time.sleep(LINGER_S)
 
     def _begin_epoch(self, members: dict[str, str]) -> None:
         self._end_epoch()
@@ -104,7 +109,7 @@ class GroupSender:
         self._epoch = self._board.open(self._host, self._port)
         self._tokens = self._greet(self._epoch)
         self._sequence = 0
-        self._store.set(f"{self._epoch}/ranks", json.dumps({"tokens": self._tokens, "backend": self._backend}))
+        self._store.set(f"{self._epoch}/ranks", json.dumps(self._tokens))
         if self._tokens:
             meeting = dist.PrefixStore(f"weights-{self._epoch}", self._store.clone())
             seat = Seat(0, 1 + len(self._tokens), self._host)
@@ -118,22 +123,26 @@ class GroupSender:
         self._group, self._tokens = None, []
 
     def _greet(self, epoch: int) -> list[str]:
-        """Tokens of the members that are there; the others are left out until they join again."""
+        """Tokens of the members that say hello; the others are left out until they join again.
+
+        Raises:
+            ValueError: a member has another backend.
+        """
         deadline = time.monotonic() + min(HELLO_S, self._timeout_s)
         while True:
             members = self._board.members()
-            silent = {name: token for name, token in members.items() if not self._has_said_hello(epoch, token)}
-            if not silent:
-                break
-            if time.monotonic() > deadline:
-                for name, token in silent.items():
-                    self._board.leave(name, token)
+            hello = {name: f"{epoch}/hello/{token}" for name, token in members.items()}
+            silent = [name for name in members if not self._store.check([hello[name]])]
+            if not silent or time.monotonic() > deadline:
                 break
             time.sleep(0.02)
-        return [token for token in members.values() if token not in silent.values()]
-
-    def _has_said_hello(self, epoch: int, token: str) -> bool:
-        return self._store.check([f"{epoch}/hello/{token}"])
+        for name in silent:
+            self._board.leave(name, members.pop(name))
+        for name in members:
+            backend = self._store.get(hello[name]).decode()
+            if backend != self._backend:
+                raise ValueError(f"{name} receives over {backend}, the learner sends over {self._backend}")
+        return list(members.values())
 
     def _broadcast(self, packed: PackedWeights, group: BucketGroup) -> None:
         key = f"{self._epoch}/{self._sequence}"
@@ -160,11 +169,15 @@ class GroupSender:
             RuntimeError: one failed, has left, or does not answer.
         """
         deadline = time.monotonic() + self._timeout_s
-        while not are_there(self._store, keys):
-            if not set(self._tokens) <= set(self._board.members().values()):
-                raise RuntimeError("a member has left")
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"a member did not answer within {self._timeout_s:g} s")
+        look = time.monotonic() + LOOK_S
+        while not self._store.check(keys):
+            time.sleep(POLL_S)
+            if time.monotonic() > look:
+                look = time.monotonic() + LOOK_S
+                if not set(self._tokens) <= set(self._board.members().values()):
+                    raise RuntimeError("a member has left")
+                if look > deadline:
+                    raise RuntimeError(f"a member did not answer within {self._timeout_s:g} s")
         answers = [self._store.get(key) for key in keys]
         for key in keys:
             self._store.delete_key(key)

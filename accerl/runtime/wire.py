@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,25 +17,31 @@ import numpy as np
 from accerl.types import Decision, DecisionRequest
 
 Item = TypeVar("Item", bound=DecisionRequest | Decision | Exception)
-Rows = Sequence[Mapping[str, Any]]
+Columns = Mapping[str, Sequence[Any] | np.ndarray]
+"""Name to array, or to the rows that make it up when they are stacked."""
 ALIGNMENT = 64
 NEWEST = -1
 """In the place of a request's policy version: none is asked for."""
 
 
-def encode(fields: Mapping[str, Any], rows: Rows = ()) -> list[Any]:
-    """Frames of a message: `fields`, and what the rows hold under the same name stacked to one array."""
-    layout = {name: [array.dtype.str, [len(rows), *array.shape]] for name, array in rows[0].items()} if rows else {}
-    offsets, size = _offsets(layout)
+def encode(fields: Mapping[str, Any], columns: Columns | None = None) -> list[Any]:
+    """Frames of a message."""
+    columns = columns or {}
+    layout = json.dumps([[name, rows[0].dtype.str, [len(rows), *rows[0].shape]] for name, rows in columns.items()])
+    places, size = _places(layout)
     buffer = np.empty(size, np.uint8)
-    for name, target in _views(buffer, layout, offsets).items():
-        for index, row in enumerate(rows):
-            target[index] = row[name]
+    for name, target in _views(buffer, places).items():
+        rows = columns[name]
+        if isinstance(rows, np.ndarray):
+            target[...] = rows
+        else:
+            for index, row in enumerate(rows):
+                target[index] = row
     return [json.dumps({"fields": fields, "arrays": layout}).encode(), buffer]
 
 
 def decode(frames: Sequence[Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The fields and the stacked arrays of a message; arrays are views of its second frame.
+    """The fields and the arrays of a message; arrays are views of its second frame.
 
     Raises:
         ValueError: the frames are not such a message.
@@ -42,29 +49,30 @@ def decode(frames: Sequence[Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]
     try:
         header, content = frames
         message = json.loads(bytes(header))
-        fields, layout = message["fields"], message["arrays"]
-        offsets, size = _offsets(layout)
+        places, size = _places(message["arrays"])
         buffer = np.frombuffer(content, np.uint8)
         if len(buffer) != size:
             raise ValueError(f"message announces {size} bytes and carries {len(buffer)}")
-        return dict(fields), _views(buffer, layout, offsets)
+        return dict(message["fields"]), _views(buffer, places)
     except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError) as error:
         raise ValueError(f"not a message: {error!r}") from None
 
 
 def encode_requests(numbers: Sequence[int], requests: Sequence[DecisionRequest], **fields: Any) -> list[Any]:
     """A message of requests of one kind (`group_alike`), each with its number; `fields` travel with it."""
-    rows = [
-        {
-            "images": request.observation["images"],
-            "proprio": request.observation["proprio"],
-            "facts": np.array(
-                [number, request.episode_step, request.seed, _version(request.policy_version)], dtype=np.int64
-            ),
-        }
-        for number, request in zip(numbers, requests, strict=True)
-    ]
-    return encode({**fields, "instructions": [request.observation["instruction"] for request in requests]}, rows)
+    observations = [request.observation for request in requests]
+    columns: dict[str, Any] = {}
+    if requests:
+        columns["images"] = [observation["images"] for observation in observations]
+        columns["proprio"] = [observation["proprio"] for observation in observations]
+        columns["facts"] = np.array(
+            [
+                (number, request.episode_step, request.seed, _version(request.policy_version))
+                for number, request in zip(numbers, requests, strict=True)
+            ],
+            dtype=np.int64,
+        )
+    return encode({**fields, "instructions": [observation["instruction"] for observation in observations]}, columns)
 
 
 def decode_requests(frames: Sequence[Any]) -> tuple[list[int], list[DecisionRequest], dict[str, Any]]:
@@ -116,8 +124,11 @@ def encode_answers(numbers: Sequence[int], answers: Sequence[Decision | Exceptio
     messages = []
     for own_numbers, own in group_alike(numbers, answers):
         fields = {"numbers": own_numbers, "queue": queue}
-        rows = [_answer_row(answer) for answer in own if isinstance(answer, Decision)]
-        messages.append(encode(fields if rows else {**fields, "reason": _reason(own[0])}, rows))
+        decisions = [answer for answer in own if isinstance(answer, Decision)]
+        if decisions:
+            messages.append(encode(fields, _columns(decisions)))
+        else:
+            messages.append(encode({**fields, "reason": _reason(own[0])}))
     return messages
 
 
@@ -129,21 +140,24 @@ def decode_answers(frames: Sequence[Any]) -> Answers:
     """
     fields, arrays = decode(frames)
     try:
-        numbers, reason, queue = fields["numbers"], fields.get("reason"), fields["queue"]
+        numbers, reason, queue = list(fields["numbers"]), fields.get("reason"), fields["queue"]
+        if reason is not None:
+            return Answers(numbers, [], reason, queue)
         blobs = {name.removeprefix("blob."): array for name, array in arrays.items() if name.startswith("blob.")}
+        columns = [arrays["action"], arrays["log_prob"], arrays["value"].tolist(), arrays["version"].tolist()]
         decisions = [
             Decision(
-                action=arrays["action"][row],
-                log_prob=arrays["log_prob"][row],
-                value=float(arrays["value"][row]),
-                blob={name: array[row] for name, array in blobs.items()},
-                policy_version=int(arrays["version"][row]),
+                action=action,
+                log_prob=log_prob,
+                value=value,
+                blob=dict(zip(blobs, own, strict=True)),
+                policy_version=version,
             )
-            for row in range(len(numbers) if reason is None else 0)
+            for _, action, log_prob, value, version, *own in zip(numbers, *columns, *blobs.values(), strict=True)
         ]
-    except (IndexError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"not an answer: {error!r}") from None
-    return Answers(numbers, decisions, reason, queue)
+    return Answers(numbers, decisions, None, queue)
 
 
 def group_alike(numbers: Sequence[int], items: Sequence[Item]) -> list[tuple[list[int], list[Item]]]:
@@ -163,20 +177,20 @@ def _kind(item: DecisionRequest | Decision | Exception) -> Hashable:
         images, proprio = item.observation["images"], item.observation["proprio"]
         return images.shape, images.dtype, proprio.shape, proprio.dtype
     arrays = (("", item.action), ("", item.log_prob), *item.blob.items())
-    return tuple((name, array.shape, array.dtype) for name, array in arrays)
+    return tuple([(name, array.shape, array.dtype) for name, array in arrays])
 
 
 def _reason(error: object) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _answer_row(decision: Decision) -> dict[str, Any]:
+def _columns(decisions: Sequence[Decision]) -> Columns:
     return {
-        "action": decision.action,
-        "log_prob": decision.log_prob,
-        "value": np.float64(decision.value),
-        "version": np.int64(decision.policy_version),
-        **{f"blob.{name}": array for name, array in decision.blob.items()},
+        "action": [decision.action for decision in decisions],
+        "log_prob": [decision.log_prob for decision in decisions],
+        "value": np.array([decision.value for decision in decisions], dtype=np.float64),
+        "version": np.array([decision.policy_version for decision in decisions], dtype=np.int64),
+        **{f"blob.{name}": [decision.blob[name] for decision in decisions] for name in decisions[0].blob},
     }
 
 
@@ -184,22 +198,30 @@ def _version(version: int | None) -> int:
     return NEWEST if version is None else version
 
 
-def _offsets(layout: Mapping[str, Any]) -> tuple[list[int], int]:
-    """Where each array begins, and the length of the buffer."""
-    offsets = []
+class _Place(NamedTuple):
+    """Of an array in the buffer."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int
+
+
+@lru_cache(maxsize=256)
+def _places(layout: str) -> tuple[tuple[_Place, ...], int]:
+    """Where each array of a layout is, and the length of the buffer. Layouts repeat from message to message."""
+    places = []
     end = 0
-    for kind, shape in layout.values():
+    for name, kind, shape in json.loads(layout):
         dtype = np.dtype(kind)
         if dtype.kind not in "biuf" or not all(type(side) is int and side >= 0 for side in shape):
             raise ValueError(f"no array is {kind} {shape}")
         start = -(-end // ALIGNMENT) * ALIGNMENT
-        offsets.append(start)
+        places.append(_Place(name, dtype, tuple(shape), start))
         end = start + dtype.itemsize * math.prod(shape)
-    return offsets, end
+    return tuple(places), end
 
 
-def _views(buffer: np.ndarray, layout: Mapping[str, Any], offsets: Sequence[int]) -> dict[str, np.ndarray]:
-    return {
-        name: np.ndarray(shape, dtype=kind, buffer=buffer.data, offset=offset)
-        for (name, (kind, shape)), offset in zip(layout.items(), offsets, strict=True)
-    }
+def _views(buffer: np.ndarray, places: Sequence[_Place]) -> dict[str, np.ndarray]:
+    memory = buffer.data
+    return {name: np.ndarray(shape, dtype, memory, offset) for name, dtype, shape, offset in places}

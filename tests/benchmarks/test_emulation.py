@@ -109,9 +109,26 @@ def test_a_forward_takes_as_long_as_the_gpu_with_the_most_rows() -> None:
 def test_the_policy_takes_the_time_of_its_devices(tmp_path: Path, slept: list[float]) -> None:
     policy = policy_for(env_config(tmp_path, Emulation(inference_gpus=2, learner_gpus=4, time_scale=0.5)))
     output = policy.act(observations_of(3), np.arange(3))
-    policy.evaluate(observations_of(3), output.blob)
+    evaluation = policy.evaluate(observations_of(3), output.blob)
+    update = 0.5 * 3 * 0.0447 / 4
+    assert slept == pytest.approx([0.5 * 2 * 0.0112, 0.25 * update])
+    (evaluation.log_prob.sum() + evaluation.value.sum()).backward()
+    assert slept[2:] == pytest.approx([0.75 * update])
     policy.value(observations_of(2))
-    assert slept == pytest.approx([0.5 * 2 * 0.0112, 0.5 * 3 * 0.0447 / 4, 0.5 * 2 * 0.0112 / 4])
+    assert slept[3:] == pytest.approx([0.5 * 2 * 0.0112 / 4])
+
+
+def test_what_is_computed_while_the_device_is_busy_does_not_take_longer(
+    tmp_path: Path, slept: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 0.1, 5.0, 5.2])  # forward begins, ends; backward begins, ends
+    monkeypatch.setattr(emulation_module.time, "monotonic", lambda: next(clock))
+    policy = policy_for(env_config(tmp_path, Emulation(train_s=4.0)))
+    tokens = {"tokens": torch.zeros(1, 56, dtype=torch.int16)}
+    evaluation = policy.evaluate(observations_of(1), tokens)
+    (evaluation.log_prob.sum() + evaluation.value.sum()).backward()
+    assert slept == pytest.approx([1.0 - 0.1, 3.0 - 0.2])
+    assert list(clock) == []
 
 
 def test_an_action_depends_on_its_own_row_and_seed_only(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_slow_weights_make_data_older_but_hold_nobody_up(tmp_path: Path) -> None
     free = simulate(config, tmp_path, seconds=60)
     slow = simulate(config, tmp_path, Costs(weights_s=5.0), 60)
     assert slow.decisions_per_s == pytest.approx(free.decisions_per_s, rel=0.01)
-    assert slow.lag_mean > free.lag_mean + 0.2
+    assert slow.lag_mean > free.lag_mean
 
 
 def test_a_station_serves_in_order() -> None:

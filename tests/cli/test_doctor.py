@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 
 from accerl import doctor
 from accerl.cli import main
+from accerl.doctor import Finding
 from accerl.envs import rendering
 from accerl.envs.rendering import Trial
 
@@ -42,3 +45,40 @@ def test_the_machine_is_described_in_what_json_can_hold():
     described = doctor.machine()
     assert json.loads(json.dumps(described)) == described
     assert described["cores"] >= 1
+
+
+@pytest.fixture
+def examined(monkeypatch) -> list[tuple[str, Path]]:
+    """What the cluster's doctor was asked; it finds a closed way."""
+    from accerl.runtime import cluster_doctor
+
+    asked = []
+
+    def examine_cluster(address: str, root: Path) -> list[Finding]:
+        asked.append((address, root))
+        return [Finding(subject="tcp from a", ok=False, detail="b timed out", remedy="on b let a in")]
+
+    monkeypatch.setattr(cluster_doctor, "examine_cluster", examine_cluster)
+    return asked
+
+
+def test_a_cluster_is_examined_in_place_of_this_machine(examined, capsys):
+    assert main(["doctor", "--cluster", "10.0.0.1:6379", "--root", "/shared/runs"]) == 1
+    assert examined == [("10.0.0.1:6379", Path("/shared/runs"))]
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split() == ["tcp", "from", "a", "fails", "b", "timed", "out"]
+    assert second == "tcp from a: on b let a in"
+
+
+def test_the_address_of_the_cluster_may_come_from_the_environment(examined, monkeypatch, capsys):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert main(["doctor", "--cluster"]) == 2
+    assert capsys.readouterr().err.startswith("accerl: error: cluster: RAY_ADDRESS is not set")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
+    assert main(["doctor", "--cluster"]) == 1
+    assert examined == [("10.0.0.2:6379", Path("runs"))]
+
+
+def test_what_is_no_address_is_refused_before_anything_is_joined(capsys):
+    assert main(["doctor", "--cluster", "here"]) == 2
+    assert "give host:port" in capsys.readouterr().err

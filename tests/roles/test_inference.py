@@ -1,23 +1,21 @@
-"""Dynamic batching with fake batch functions, and the policy server with a policy of one number."""
+"""Dynamic batching with fake batch functions, in the service's own thread."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from torch import nn
 
 import accerl.inference
-from accerl.config import InferenceConfig
-from accerl.inference import InferenceService, LocalClient, PolicyServer
-from accerl.types import DecisionRequest, ObservationBatch, PolicyOutput, Weights
-from tests.roles.fakes import observation
+from accerl.inference import InferenceService, ServiceClosed, Window
+from accerl.trace import Tracer
 
 NEVER_S = 60.0
 
@@ -31,13 +29,13 @@ class Recorder:
         self.gate = threading.Event()
         self.gate.set()
 
-    def __call__(self, requests: Sequence[int]) -> list[int]:
+    def __call__(self, requests: Sequence[int]) -> list[int | Exception]:
         self.batches.append(list(requests))
         self.started.release()
         assert self.gate.wait(20)
         if -1 in requests:
             raise ValueError("minus one")
-        return [2 * request for request in requests]
+        return [LookupError("two") if request == 2 else 2 * request for request in requests]
 
 
 class Clock:
@@ -56,33 +54,35 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def serving(
-    answer: Recorder, batch_size: int, max_wait_s: float, scene: Callable[[InferenceService], Coroutine[Any, Any, None]]
-) -> InferenceService:
-    """Play `scene` beside a serving service; returns the service."""
-
-    async def play() -> InferenceService:
-        service = InferenceService(answer, batch_size, max_wait_s)
-        server = asyncio.create_task(service.serve())
-        try:
-            await asyncio.wait_for(scene(service), 30)
-        finally:
-            server.cancel()
-            with suppress(asyncio.CancelledError):
-                await server
-        return service
-
-    return asyncio.run(play())
+@contextmanager
+def serving(answer: Callable[[Sequence[int]], Any], batch_size: int, max_wait_s: float = NEVER_S, **fields: Any):
+    service = InferenceService(answer, Window(batch_size=batch_size, max_wait_s=max_wait_s, **fields))
+    with service:
+        yield service
+        if isinstance(answer, Recorder):
+            answer.gate.set()
 
 
-async def settle() -> None:
-    """Let everything happen that does not need time."""
-    for _ in range(20):
-        await asyncio.sleep(0)
+def ask(service: InferenceService, request: int, client: str = "") -> Future[Any]:
+    future: Future[Any] = Future()
+    service.submit(request, future.set_result, client)
+    return future
 
 
-async def in_thread(call: Callable[[], Any]) -> Any:
-    return await asyncio.get_running_loop().run_in_executor(None, call)
+def ask_all(service: InferenceService, *requests: int) -> list[Any]:
+    return answers_of([ask(service, request) for request in requests])
+
+
+def answers_of(futures: Sequence[Future[Any]]) -> list[Any]:
+    return [future.result(20) for future in futures]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Return when something has happened that nobody tells."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 # --- the window -------------------------------------------------------------------------------------------------------
@@ -90,118 +90,190 @@ async def in_thread(call: Callable[[], Any]) -> Any:
 
 def test_a_batch_leaves_when_b_requests_wait():
     answer = Recorder()
-
-    async def scene(service: InferenceService[int, int]) -> None:
-        asks = [asyncio.create_task(service.ask(number)) for number in (1, 2)]
-        await settle()
+    with serving(answer, 3) as service:
+        asked = [ask(service, number) for number in (1, 3)]
+        until(lambda: service.num_waiting == 2)
         assert not answer.batches
-        asks.append(asyncio.create_task(service.ask(3)))
-        assert await asyncio.gather(*asks) == [2, 4, 6]
-
-    serving(answer, 3, NEVER_S, scene)
-    assert answer.batches == [[1, 2, 3]]
+        assert answers_of([*asked, ask(service, 4)]) == [2, 6, 8]
+    assert answer.batches == [[1, 3, 4]]
 
 
 def test_a_batch_leaves_when_its_oldest_request_is_old_enough_however_young_the_others_are(clock):
     answer = Recorder()
-
-    async def scene(service: InferenceService[int, int]) -> None:
-        asks = [asyncio.create_task(service.ask(1))]
-        await settle()
+    with serving(answer, 10) as service:
+        asked = [ask(service, 1)]
+        until(lambda: service.num_waiting == 1)
         clock.now += 0.9 * NEVER_S
-        asks.append(asyncio.create_task(service.ask(2)))
-        await settle()
+        asked.append(ask(service, 3))
+        until(lambda: service.num_waiting == 2)
         assert not answer.batches
         clock.now += 0.2 * NEVER_S
-        asks.append(asyncio.create_task(service.ask(3)))
-        assert await asyncio.gather(*asks) == [2, 4, 6]
-
-    service = serving(answer, 10, NEVER_S, scene)
-    assert answer.batches == [[1, 2, 3]]
+        asked.append(ask(service, 4))
+        assert answers_of(asked) == [2, 6, 8]
+    assert answer.batches == [[1, 3, 4]]
     assert service.statistics.wait_s == pytest.approx((1.1 + 0.2 + 0) * NEVER_S)
 
 
 def test_an_idle_gap_does_not_use_up_the_window_of_the_next_request(clock):
     answer = Recorder()
-
-    async def scene(service: InferenceService[int, int]) -> None:
-        await asyncio.gather(service.ask(0), service.ask(1))
+    with serving(answer, 2) as service:
+        ask_all(service, 0, 1)
+        until(lambda: service.num_waiting == 0)
         clock.now += 10 * NEVER_S
-        asks = [asyncio.create_task(service.ask(2))]
-        await settle()
-        asks.append(asyncio.create_task(service.ask(3)))
-        await asyncio.gather(*asks)
-
-    serving(answer, 2, NEVER_S, scene)
-    assert answer.batches == [[0, 1], [2, 3]]
+        asked = ask(service, 3)
+        until(lambda: service.num_waiting == 1)
+        answers_of([asked, ask(service, 4)])
+    assert answer.batches == [[0, 1], [3, 4]]
+    assert service.statistics.idle_s == 10 * NEVER_S
 
 
 def test_without_new_arrivals_the_window_ends_by_itself():
-    answer = Recorder()
-
-    async def scene(service: InferenceService[int, int]) -> None:
-        assert await service.ask(4) == 8
-
-    assert serving(answer, 10, 0.02, scene).statistics.wait_s >= 0.02
+    with serving(Recorder(), 10, 0.02) as service:
+        assert ask(service, 4).result(20) == 8
+    assert service.statistics.wait_s >= 0.02
 
 
 def test_b_is_a_cap_and_requests_are_answered_in_order():
     answer = Recorder()
-
-    async def scene(service: InferenceService[int, int]) -> None:
-        assert await asyncio.gather(*(service.ask(number) for number in range(7))) == [0, 2, 4, 6, 8, 10, 12]
-
-    service = serving(answer, 3, 0.05, scene)
-    assert answer.batches == [[0, 1, 2], [3, 4, 5], [6]]
+    with serving(answer, 3, 0.05) as service:
+        asked: list[Any] = []
+        service.submit_many(
+            "abcdefg", range(3, 10), lambda tags, answers: asked.extend(zip(tags, answers, strict=True))
+        )
+        until(lambda: len(asked) == 7)
+    assert answer.batches == [[3, 4, 5], [6, 7, 8], [9]]
+    assert asked == list(zip("abcdefg", range(6, 20, 2), strict=True))
     assert service.statistics.sizes == {3: 2, 1: 1}
     assert (service.statistics.num_batches, service.statistics.num_requests) == (3, 7)
-    assert service.statistics.wait_s >= 0.05
 
 
-def test_requests_queue_while_the_device_is_busy_and_leave_when_it_is_free():
+def test_what_queues_behind_a_busy_device_leaves_at_once_when_it_is_free():
     answer = Recorder()
     answer.gate.clear()
-
-    async def scene(service: InferenceService[int, int]) -> None:
-        asks = [asyncio.create_task(service.ask(number)) for number in (1, 2)]
-        await in_thread(answer.started.acquire)
-        asks += [asyncio.create_task(service.ask(number)) for number in (3, 4, 5, 6)]
-        await settle()
-        assert answer.batches == [[1, 2]]
+    with serving(answer, 4) as service:
+        asked = [ask(service, number) for number in (1, 3, 4, 5)]
+        answer.started.acquire()
+        asked += [ask(service, number) for number in (6, 7)]
+        assert answer.batches == [[1, 3, 4, 5]]
         answer.gate.set()
-        assert await asyncio.gather(*asks) == [2, 4, 6, 8, 10, 12]
-
-    serving(answer, 2, NEVER_S, scene)
-    assert answer.batches == [[1, 2], [3, 4], [5, 6]]
+        assert answers_of(asked) == [2, 6, 8, 10, 12, 14], "although fewer than B wait, and the window is endless"
+    assert answer.batches == [[1, 3, 4, 5], [6, 7]]
 
 
-def test_a_request_that_waited_out_its_window_behind_a_busy_device_leaves_at_once(clock):
+def test_in_lockstep_a_batch_waits_for_all_that_entered():
+    answer = Recorder()
+    with serving(answer, 1, 0.0, lockstep=True) as service:
+        service.expect("first", 2)
+        service.expect("second", 1)
+        asked = [ask(service, 1, "first"), ask(service, 3, "second")]
+        until(lambda: service.num_waiting == 2)
+        assert not answer.batches
+        asked.append(ask(service, 4, "first"))
+        assert answers_of(asked) == [2, 6, 8]
+        asked = [ask(service, 5, "first"), ask(service, 6, "first")]
+        until(lambda: service.num_waiting == 2)
+        service.forget("second")
+        assert answers_of(asked) == [10, 12]
+    assert answer.batches == [[1, 3, 4], [5, 6]]
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_answers_of_one_batch_are_told_together():
+    told: list[tuple[list[str], list[int]]] = []
+
+    def done(tags: list[str], answers: list[int]) -> None:
+        told.append((tags, answers))
+
+    with serving(Recorder(), 4) as service:
+        service.submit_many(["a", "b"], [1, 3], done)
+        service.submit_many(["c"], [4], done)
+        other = ask(service, 5)
+        assert other.result(20) == 10
+        until(lambda: bool(told))
+    assert told == [(["a", "b", "c"], [2, 6, 8])]
+
+
+def test_an_exception_reaches_every_asker_of_its_batch_and_the_service_goes_on():
+    with serving(Recorder(), 2) as service:
+        failed = ask_all(service, 1, -1)
+        assert [(type(error), str(error)) for error in failed] == [(ValueError, "minus one")] * 2
+        assert ask_all(service, 5, 6) == [10, 12]
+    assert service.statistics.num_failures == 1
+
+
+def test_one_request_can_fail_alone():
+    with serving(Recorder(), 2) as service:
+        first, second = ask_all(service, 1, 2)
+    assert first == 2
+    assert isinstance(second, LookupError)
+
+
+def test_too_few_answers_are_an_error():
+    with serving(lambda requests: [0], 2) as service:
+        assert [str(error) for error in ask_all(service, 1, 3)] == ["1 answers to 2 requests"] * 2
+
+
+def test_an_asker_that_fails_to_take_its_answer_does_not_disturb_the_others():
+    def fail(answer: Any) -> None:
+        raise RuntimeError("no place for it")
+
+    with serving(Recorder(), 2) as service:
+        service.submit(1, fail)
+        assert ask(service, 3).result(20) == 6
+        assert ask_all(service, 4, 5) == [8, 10]
+
+
+def test_what_waits_when_the_service_closes_is_refused_and_so_is_what_comes_later():
     answer = Recorder()
     answer.gate.clear()
+    with serving(answer, 1) as service:
+        running = ask(service, 1)
+        answer.started.acquire()
+        waiting = ask(service, 3)
+        threading.Timer(0.05, answer.gate.set).start()
+        service.close()
+        assert running.result(20) == 2
+        assert isinstance(waiting.result(20), ServiceClosed)
+        assert isinstance(ask(service, 4).result(20), ServiceClosed)
+    assert answer.batches == [[1]]
 
+
+def test_a_service_that_never_started_refuses_when_it_closes():
+    service = InferenceService(Recorder(), Window(batch_size=1, max_wait_s=0))
+    asked = ask(service, 1)
+    service.close()
+    assert isinstance(asked.result(0), ServiceClosed)
+
+
+def test_many_threads_may_ask_at_once():
+    with serving(Recorder(), 5, 0.001) as service:
+        answers: dict[int, list[int]] = {}
+
+        def keep_asking(first: int) -> None:
+            answers[first] = [ask(service, number).result(20) for number in range(first, first + 50)]
+
+        threads = [threading.Thread(target=keep_asking, args=(100 * index + 3,)) for index in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert answers == {first: [2 * number for number in range(first, first + 50)] for first in answers}
+    assert len(answers) == 6
+
+
+def test_an_event_loop_asks_and_gets_answers_and_exceptions():
     async def scene(service: InferenceService[int, int]) -> None:
-        asks = [asyncio.create_task(service.ask(number)) for number in (1, 2)]
-        await in_thread(answer.started.acquire)
-        asks.append(asyncio.create_task(service.ask(3)))
-        await settle()
-        clock.now += 2 * NEVER_S
-        answer.gate.set()
-        await asyncio.gather(*asks)
+        assert await asyncio.gather(service.ask(3), service.ask(4)) == [6, 8]
+        with pytest.raises(LookupError, match="two"):
+            await asyncio.gather(service.ask(2), service.ask(4))
+        first, second = await service.ask_many([5, 2])
+        assert first == 10
+        assert isinstance(second, LookupError)
 
-    service = serving(answer, 2, NEVER_S, scene)
-    assert answer.batches == [[1, 2], [3]]
-    assert service.statistics.forward_s == 2 * NEVER_S
-
-
-def test_an_exception_reaches_its_askers_and_the_service_goes_on():
-    answer = Recorder()
-
-    async def scene(service: InferenceService[int, int]) -> None:
-        failed = await asyncio.gather(service.ask(1), service.ask(-1), return_exceptions=True)
-        assert [str(error) for error in failed] == ["minus one", "minus one"]
-        assert await asyncio.gather(service.ask(5), service.ask(6)) == [10, 12]
-
-    serving(answer, 2, NEVER_S, scene)
+    with serving(Recorder(), 2) as service:
+        asyncio.run(asyncio.wait_for(scene(service), 20))
 
 
 def test_an_asker_that_gave_up_does_not_disturb_the_others():
@@ -209,152 +281,26 @@ def test_an_asker_that_gave_up_does_not_disturb_the_others():
     answer.gate.clear()
 
     async def scene(service: InferenceService[int, int]) -> None:
-        gone, stays = (asyncio.create_task(service.ask(number)) for number in (1, 2))
-        await in_thread(answer.started.acquire)
+        gone, stays = (asyncio.create_task(service.ask(number)) for number in (1, 3))
+        await asyncio.to_thread(answer.started.acquire)
         gone.cancel()
-        await settle()
+        await asyncio.sleep(0)
         answer.gate.set()
-        assert await stays == 4
+        assert await stays == 6
         assert await asyncio.gather(service.ask(5), service.ask(6)) == [10, 12]
 
-    serving(answer, 2, NEVER_S, scene)
+    with serving(answer, 2) as service:
+        asyncio.run(asyncio.wait_for(scene(service), 20))
 
 
-# --- the policy behind it ---------------------------------------------------------------------------------------------
-
-
-class OneNumber(nn.Module):
-    """A policy whose action and value are its only parameter. `on_act` is called in the middle of each batch."""
-
-    def __init__(self, on_act: Callable[[int], None] = lambda size: None) -> None:
-        super().__init__()
-        self.number = nn.Parameter(torch.zeros(()))
-        self.on_act = on_act
-
-    def act(self, observations: ObservationBatch, seeds: np.ndarray) -> PolicyOutput:
-        size = len(observations)
-        own = torch.from_numpy(seeds)
-        action = self.number * torch.ones(size, 1, 1)
-        self.on_act(size)
-        return PolicyOutput(action, own[:, None].float(), self.number * torch.ones(size), {"seed": own})
-
-
-def server_of(policy: OneNumber, version: int = 0) -> PolicyServer:
-    return PolicyServer(policy, InferenceConfig(), version)  # pyright: ignore[reportArgumentType]
-
-
-def request(seed: int = 0) -> DecisionRequest:
-    return DecisionRequest(observation=observation(seed), episode_step=0, seed=seed)
-
-
-def weights(version: int) -> Weights:
-    return Weights(version=version, tensors={"number": np.float32(version)})
-
-
-def test_each_request_gets_its_own_row():
-    decisions = server_of(OneNumber()).answer([request(seed) for seed in (4, 9, 2)])
-    assert [decision.log_prob.tolist() for decision in decisions] == [[4.0], [9.0], [2.0]]
-    assert [int(decision.blob["seed"]) for decision in decisions] == [4, 9, 2]
-    assert all(decision.action.shape == (1, 1) for decision in decisions)
-
-
-def test_decisions_carry_the_version_that_made_them():
-    server = server_of(OneNumber(), version=3)
-    assert server.answer([request()])[0].policy_version == server.version == 3
-    server.load(weights(5))
-    assert server.version == 5
-    (decision,) = server.answer([request()])
-    assert (decision.policy_version, decision.value) == (5, 5.0)
-
-
-def test_of_several_versions_loaded_between_two_batches_the_newest_is_used():
-    server = server_of(OneNumber())
-    for version in (1, 2, 3):
-        server.load(weights(version))
-    assert [(d.policy_version, d.value) for d in server.answer([request()])] == [(3, 3.0)]
-    server.load(weights(4))
-    server.load(weights(5))
-    assert [(d.policy_version, d.value) for d in server.answer([request()])] == [(5, 5.0)]
-    assert [(d.policy_version, d.value) for d in server.answer([request()])] == [(5, 5.0)]
-
-
-def test_weights_loaded_while_a_batch_runs_are_used_from_the_next_batch_on():
-    server: PolicyServer
-
-    def load_meanwhile(size: int) -> None:
-        if server.version < 3:
-            for version in (1, 2, 3):
-                server.load(weights(version))
-
-    server = server_of(OneNumber(load_meanwhile))
-    (running,) = server.answer([request()])
-    assert (running.policy_version, running.action.item(), running.value) == (0, 0.0, 0.0)
-    (following,) = server.answer([request()])
-    assert (following.policy_version, following.action.item(), following.value) == (3, 3.0, 3.0)
-
-
-def test_loading_beside_answering_never_mixes_versions():
-    server = server_of(OneNumber())
-    ended = threading.Event()
-
-    def keep_loading() -> None:
-        version = 0
-        while not ended.is_set():
-            version += 1
-            server.load(weights(version))
-
-    loader = threading.Thread(target=keep_loading)
-    loader.start()
-    decisions = []
-    try:
-        while not decisions or decisions[-1].policy_version < 30:
-            decisions += server.answer([request(), request()])
-    finally:
-        ended.set()
-        loader.join()
-    assert all(decision.policy_version == decision.value == decision.action.item() for decision in decisions)
-
-
-def test_weights_that_do_not_fit_are_refused_and_the_old_ones_stay():
-    server = server_of(OneNumber())
-    with pytest.raises(RuntimeError, match="other"):
-        server.load(Weights(version=1, tensors={"other": np.float32(1)}))
-    assert server.answer([request()])[0].policy_version == server.version == 0
-
-
-# --- in one loop ------------------------------------------------------------------------------------------------------
-
-
-def test_everything_that_waits_leaves_in_one_batch():
-    sizes: list[int] = []
-    client = LocalClient(server_of(OneNumber(sizes.append)))
-
-    async def slot(number: int, num_requests: int) -> None:
-        for _ in range(num_requests):
-            decision = await client.act(request(number))
-            assert decision.log_prob.tolist() == [number]
-
-    async def play() -> None:
-        await asyncio.gather(slot(1, 3), slot(2, 1), slot(3, 2))
-
-    asyncio.run(play())
-    assert sizes == [3, 2, 1]
-
-
-def test_an_exception_in_the_policy_reaches_every_slot_that_waits():
-    def fail(size: int) -> None:
-        if size == 2:
-            raise ValueError("two")
-
-    client = LocalClient(server_of(OneNumber(fail)))
-
-    async def play() -> None:
-        gone = asyncio.create_task(client.act(request()))
-        stays = asyncio.create_task(client.act(request()))
-        await asyncio.sleep(0)
-        gone.cancel()
-        with pytest.raises(ValueError, match="two"):
-            await asyncio.wait_for(stays, 5)
-        assert (await client.act(request())).policy_version == 0
-
-    asyncio.run(play())
+def test_forwards_and_waits_are_traced(tmp_path: Path):
+    tracer = Tracer(tmp_path / "trace.jsonl", "inference-0", 100)
+    with InferenceService(Recorder(), Window(batch_size=2, max_wait_s=NEVER_S), tracer) as service:
+        asked = ask(service, 1)
+        until(lambda: service.num_waiting == 1)
+        answers_of([asked, ask(service, 3)])
+    tracer.flush()
+    text = (tmp_path / "trace.jsonl").read_text()
+    assert '"forward"' in text
+    assert '"size": 2' in text
+    assert tracer.totals().keys() == {"forward", "wait"}

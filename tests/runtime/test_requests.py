@@ -1,178 +1,401 @@
-"""Requests over a socket: answered in any order, and asked again when the service was restarted."""
+"""Which request goes where and when, with a medium that only remembers."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from accerl.runtime.requests import RequestClient, RequestServer
+from accerl.runtime import requests as module
+from accerl.runtime.requests import Receiver, RequestClient, RequestError
+from accerl.runtime.wire import Answers
 from accerl.types import Decision, DecisionRequest
 from tests.roles.fakes import observation
 
-Ask = Callable[[DecisionRequest], Awaitable[Decision]]
+
+def request(seed: int = 0) -> DecisionRequest:
+    return DecisionRequest(observation=observation(seed), episode_step=0, seed=seed)
 
 
-@pytest.fixture
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"ipc://{tmp_path_factory.mktemp('zmq')}/s"  # a socket's path has at most 107 characters
-
-
-def request(seed: int) -> DecisionRequest:
-    return DecisionRequest(observation=observation(seed), episode_step=seed, seed=seed)
-
-
-def decision(request: DecisionRequest, version: int = 1) -> Decision:
+def decision(value: float) -> Decision:
     return Decision(
-        action=request.observation["proprio"][None],
-        log_prob=np.array([request.seed], np.float32),
-        value=float(request.seed),
-        blob={"tokens": np.array([request.episode_step], np.int16)},
-        policy_version=version,
+        action=np.zeros((1, 2), np.float32), log_prob=np.zeros(1, np.float32), value=value, blob={}, policy_version=0
     )
 
 
-@asynccontextmanager
-async def serving(endpoint: str, ask: Ask):
-    server = asyncio.create_task(RequestServer(endpoint, ask).serve())
-    try:
-        yield server
-    finally:
-        server.cancel()
-        with suppress(asyncio.CancelledError):
-            await server
+class Link:
+    """Remembers what was sent; a test answers in its place."""
+
+    def __init__(self, receiver: Receiver):
+        self.receiver = receiver
+        self.messages: list[list[int]] = []
+        self.slots: list[int | None] = []
+        self.is_closed = False
+
+    @property
+    def numbers(self) -> list[int]:
+        return [number for message in self.messages for number in message]
+
+    def send(self, numbers: Sequence[int], requests: Sequence[DecisionRequest], slots: int | None) -> None:
+        assert len(numbers) == len(requests)
+        self.messages.append(list(numbers))
+        self.slots.append(slots)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def answer(self, numbers: Iterable[int], queue: int = 0, reason: str | None = None) -> None:
+        numbers = list(numbers)
+        decisions = [] if reason else [decision(number) for number in numbers]
+        self.receiver.answered(Answers(numbers, decisions, reason, queue))
 
 
-def play(scene: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(scene, 20))
+class Memory:
+    """The medium; its endpoints are names."""
+
+    def __init__(self) -> None:
+        self.links: dict[str, Link] = {}
+
+    def __getitem__(self, endpoint: str) -> Link:
+        return self.links[endpoint]
+
+    def connect(self, endpoint: str, client: str, receiver: Receiver) -> Link:
+        assert client == "me"
+        self.links[endpoint] = Link(receiver)
+        return self.links[endpoint]
 
 
-def test_every_request_gets_its_own_answer_in_whatever_order_they_come(endpoint):
-    async def answer_the_last_first(request: DecisionRequest) -> Decision:
-        await asyncio.sleep(0.002 * (10 - request.seed))
-        return decision(request)
+def play(scene: Callable[[RequestClient, Memory], Coroutine[Any, Any, None]], **options: Any) -> None:
+    async def whole() -> None:
+        medium = Memory()
+        async with RequestClient(medium, "me", **options) as client:
+            await scene(client, medium)
 
+    asyncio.run(asyncio.wait_for(whole(), 20))
+
+
+async def settle() -> None:
+    """Let everything happen that does not need time."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+def ask(client: RequestClient, num: int) -> list[asyncio.Task[Decision]]:
+    return [asyncio.create_task(client.act(request(seed))) for seed in range(num)]
+
+
+def test_requests_of_one_iteration_travel_together():
+    async def scene(client: RequestClient, medium: Memory) -> None:
+        client.set_services({"one": "one"})
+        first = ask(client, 3)
+        await settle()
+        ask(client, 1)
+        await settle()
+        assert medium["one"].messages == [[0, 1, 2], [3]]
+        medium["one"].answer([2, 0])
+        await settle()
+        assert [task.done() for task in first] == [True, False, True]
+        assert [(await first[row]).value for row in (0, 2)] == [0, 2]
+        assert medium["one"].slots == [None, None], "nobody counts slots where there is no lockstep"
+
+    play(scene)
+
+
+def test_slots_that_were_answered_together_ask_together():
+    async def scene(client: RequestClient, medium: Memory) -> None:
+        async def slot() -> None:
+            for seed in range(3):
+                await client.act(request(seed))
+
+        client.set_services({"one": "one"})
+        slots = [asyncio.create_task(slot()) for _ in range(4)]
+        for _ in range(3):
+            await settle()
+            medium["one"].answer(medium["one"].messages[-1])
+        await asyncio.gather(*slots)
+        assert [len(message) for message in medium["one"].messages] == [4, 4, 4]
+
+    play(scene)
+
+
+def test_each_request_goes_to_the_service_with_the_fewest_that_wait():
+    async def scene(client: RequestClient, medium: Memory) -> None:
+        client.set_services({"one": "one", "two": "two"})
+        ask(client, 5)
+        await settle()
+        assert (medium["one"].messages, medium["two"].messages) == ([[0, 2, 4]], [[1, 3]])
+        medium["one"].answer([0, 2, 4])
+        await settle()
+        ask(client, 4)
+        await settle()
+        assert (medium["one"].messages[1:], medium["two"].messages[1:]) == ([[5, 6, 7]], [[8]])
+
+    play(scene)
+
+
+def test_workers_with_the_same_choice_choose_differently():
+    async def scene(client: RequestClient, medium: Memory) -> None:
+        client.set_services({"one": "one", "two": "two"})
+        ask(client, 1)
+        await settle()
+        assert (medium["one"].messages, medium["two"].messages) == ([], [[0]])
+
+    play(scene, index=3)
+
+
+def test_what_others_wait_for_counts_while_it_is_news(monkeypatch):
+    monkeypatch.setattr(module, "REPORT_HOLDS_S", 0.2)
+
+    async def scene(client: RequestClient, medium: Memory) -> None:
+        client.set_services({"one": "one", "two": "two"})
+        ask(client, 1)
+        await settle()
+        medium["one"].answer([0], queue=3)
+        await settle()
+        ask(client, 3)
+        await settle()
+        assert (medium["one"].messages, medium["two"].messages) == ([[0]], [[1, 2, 3]])
+        await asyncio.sleep(0.25)
+        ask(client, 1)
+        await settle()
+        assert medium["one"].messages == [[0], [4]]
+
+    play(scene)
+
+
+def test_what_a_service_did_not_answer_goes_to_others_when_it_leaves():
+    async def scene(client: RequestClient, medium: Memory) -> None:
+        client.set_services({"one": "one", "two": "two"})
+        asked = ask(client, 4)
+        await settle()
+        medium["one"].answer([0])
+        client.set_services({"two": "two"})
+        await settle()
+        assert medium["one"].is_closed
+        assert medium["two"].messages == [[1, 3], [2]]
+        medium["two"].answer([1, 2, 3])
+        assert [(await task).value for task in asked] == [0, 1, 2, 3]
+
+    play(scene)
+
+
+def test_a_service_that_came_back_elsewhere_is_asked_again():
+    async def scene(client: RequestClient, medium: Memory) -> None:
+        client.set_services({"one": "before"})
+        ask(client, 2)
+        await settle()
+        client.set_services({"one": "after"})
+        await settle()
+        assert medium["before"].is_closed
+        assert medium["after"].messages == [[0, 1]]
+        client.set_services({"one": "after"})
+        await settle()
+        assert medium["after"].messages == [[0, 1]], "an unchanged directory changes nothing"
+
+    play(scene)
+
+
+def test_without_a_service_requests_wait_for_one():
+    async def scene(client: RequestClient, medium: Memory) -> None:
+        (asked,) = ask(client, 1)
+        await settle()
+        client.set_services({"one": "one"})
+        await settle()
+        client.set_services({})
+        client.set_services({"two": "two"})
+        await settle()
+        medium["two"].answer([0])
+        assert (await asked).value == 0
+
+    play(scene)
+
+
+def test_what_waits_for_a_service_is_sent_once_when_there_is_one():
+    async def scene(client: RequestClient, medium: Memory) -> None:
+        client.set_services({"one": "one"})
+        ask(client, 2)
+        await settle()
+        client.set_services({})
+        await asyncio.sleep(0.1)
+        client.set_services({"two": "two"})
+        await settle()
+        assert medium["two"].messages == [[0, 1]]
+
+    play(scene, resend_after_s=0.02)
+
+
+def test_what_nobody_answers_is_sent_again_and_the_first_answer_counts():
+    async def scene(client: RequestClient, medium: Memory) -> None:
+        client.set_services({"one": "one"})
+        (asked,) = ask(client, 1)
+        await until(lambda: len(medium["one"].messages) == 3)
+        assert medium["one"].messages == [[0], [0], [0]]
+        medium["one"].answer([0])
+        medium["one"].answer([0])
+        assert (await asked).value == 0
+        medium["one"].answer([0])
+        assert client.num_unanswered == 0
+
+    play(scene, resend_after_s=0.03)
+
+
+def test_what_was_sent_again_is_counted_once():
+    async def scene(client: RequestClient, medium: Memory) -> None:
+        client.set_services({"one": "one"})
+        asked = ask(client, 2)
+        await until(lambda: len(medium["one"].messages) > 2)
+        medium["one"].answer([0, 1])
+        await asyncio.gather(*asked)
+        client.set_services({"one": "one", "two": "two"})
+        ask(client, 2)
+        await settle()
+        assert (medium["one"].messages[-1], medium["two"].messages[-1]) == ([2], [3])
+
+    play(scene, resend_after_s=0.03)
+
+
+def test_a_service_that_cannot_be_reached_is_avoided(monkeypatch):
+    monkeypatch.setattr(module, "RETRY_AFTER_S", 0.02)
+
+    async def scene(client: RequestClient, medium: Memory) -> None:
+        client.set_services({"one": "one", "two": "two"})
+        asked = ask(client, 2)
+        await settle()
+        medium["one"].receiver.lost([0, 17])
+        await until(lambda: medium["two"].numbers == [1, 0])
+        medium["two"].answer([0, 1])
+        await asyncio.gather(*asked)
+        ask(client, 2)
+        await settle()
+        assert medium["one"].messages == [[0]]
+
+    play(scene)
+
+
+def test_the_reason_of_a_service_is_raised():
+    async def scene(client: RequestClient, medium: Memory) -> None:
+        client.set_services({"one": "one"})
+        first, second = ask(client, 2)
+        await settle()
+        medium["one"].answer([1], reason="ValueError: no such head")
+        with pytest.raises(RequestError, match="ValueError: no such head"):
+            await second
+        medium["one"].answer([0])
+        assert (await first).value == 0
+
+    play(scene)
+
+
+def test_a_request_that_was_given_up_leaves_nothing_behind():
+    async def scene(client: RequestClient, medium: Memory) -> None:
+        client.set_services({"one": "one", "two": "two"})
+        given_up, stays = ask(client, 2)
+        await settle()
+        given_up.cancel()
+        await settle()
+        assert client.num_unanswered == 1
+        medium["one"].answer([0])
+        ask(client, 1)
+        await settle()
+        assert medium["one"].messages == [[0], [2]], "it is not waited for"
+        medium["two"].answer([1])
+        assert (await stays).value == 1
+
+    play(scene)
+
+
+def test_a_client_that_ends_leaves_nobody_waiting():
     async def scene() -> None:
-        async with serving(endpoint, answer_the_last_first), RequestClient(endpoint) as client:
-            answers = await asyncio.gather(*(client.act(request(seed)) for seed in range(10)))
-            for seed, answer in enumerate(answers):
-                assert answer.value == seed
-                assert answer.blob["tokens"].tolist() == [seed]
-                assert np.array_equal(answer.action[0], observation(seed)["proprio"])
+        medium = Memory()
+        async with RequestClient(medium, "me") as client:
+            client.set_services({"one": "one"})
+            (asked,) = ask(client, 1)
+            await settle()
+        with pytest.raises(RequestError, match="closed"):
+            await asked
+        assert medium["one"].is_closed
 
-    play(scene())
+    asyncio.run(asyncio.wait_for(scene(), 20))
 
 
-def test_several_clients_do_not_get_each_others_answers(endpoint):
-    async def answer(request: DecisionRequest) -> Decision:
-        return decision(request)
+# --- lockstep ---------------------------------------------------------------------------------------------------------
 
+
+def test_in_lockstep_all_requests_go_to_one_service_and_say_how_many_slots_there_are():
+    async def scene(client: RequestClient, medium: Memory) -> None:
+        client.set_services({"a": "a", "b": "b", "c": "c"})
+        client.enter()
+        client.enter()
+        ask(client, 2)
+        await settle()
+        assert (medium["b"].messages, medium["b"].slots) == ([[], [0, 1]], [2, 2])
+        assert medium["a"].messages == medium["c"].messages == []
+
+    play(scene, index=4, lockstep=True)
+
+
+def test_in_lockstep_a_service_is_told_of_slots_that_come_and_go_without_a_request():
+    async def scene(client: RequestClient, medium: Memory) -> None:
+        client.set_services({"a": "a"})
+        client.enter()
+        client.enter()
+        await settle()
+        client.leave()
+        await settle()
+        client.leave()
+        client.enter()
+        await settle()
+        assert medium["a"].messages == [[], []]
+        assert medium["a"].slots == [2, 1], "one that follows another at once changes nothing"
+
+    play(scene, lockstep=True)
+
+
+def test_in_lockstep_a_client_moves_as_a_whole_when_services_change():
+    async def scene(client: RequestClient, medium: Memory) -> None:
+        client.set_services({"b": "b"})
+        client.enter()
+        ask(client, 1)
+        await settle()
+        client.set_services({"a": "a", "b": "b"})
+        await settle()
+        assert (medium["b"].slots[-1], medium["a"].slots) == (0, [1])
+        ask(client, 1)
+        await settle()
+        assert medium["a"].messages[-1] == [1]
+        client.set_services({"b": "b"})
+        await settle()
+        assert (medium["b"].messages[-1], medium["b"].slots[-1]) == ([1], 1)
+
+    play(scene, lockstep=True)
+
+
+def test_in_lockstep_a_client_that_ends_is_not_waited_for():
     async def scene() -> None:
-        async with (
-            serving(endpoint, answer),
-            RequestClient(endpoint) as first,
-            RequestClient(endpoint) as second,
-        ):
-            asked = [client.act(request(seed)) for seed in range(6) for client in (first, second)]
-            assert [answer.value for answer in await asyncio.gather(*asked)] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+        medium = Memory()
+        async with RequestClient(medium, "me", lockstep=True) as client:
+            client.set_services({"a": "a"})
+            client.enter()
+            await settle()
+        assert medium["a"].slots == [1, 0]
 
-    play(scene())
-
-
-def test_a_request_is_asked_again_of_a_restarted_service(endpoint):
-    arrived = asyncio.Event()
-
-    async def never(request: DecisionRequest) -> Decision:
-        arrived.set()
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    async def answer(request: DecisionRequest) -> Decision:
-        return decision(request, version=2)
-
-    async def scene() -> None:
-        async with RequestClient(endpoint, resend_after_s=0.1) as client:
-            async with serving(endpoint, never):
-                asked = asyncio.create_task(client.act(request(4)))
-                await arrived.wait()
-            await asyncio.sleep(0.05)
-            assert not asked.done()
-            async with serving(endpoint, answer):
-                received = await asked
-                assert (received.value, received.policy_version) == (4, 2)
-
-    play(scene())
+    asyncio.run(asyncio.wait_for(scene(), 20))
 
 
-def test_a_client_may_come_before_its_service(endpoint):
-    async def answer(request: DecisionRequest) -> Decision:
-        return decision(request)
+def test_without_lockstep_slots_come_and_go_silently():
+    async def scene(client: RequestClient, medium: Memory) -> None:
+        client.set_services({"a": "a"})
+        client.enter()
+        client.leave()
+        await settle()
+        assert medium["a"].messages == []
 
-    async def scene() -> None:
-        async with RequestClient(endpoint) as client:
-            asked = asyncio.create_task(client.act(request(3)))
-            await asyncio.sleep(0.02)
-            async with serving(endpoint, answer):
-                assert (await asked).value == 3
-
-    play(scene())
-
-
-def test_a_second_answer_to_a_request_that_was_sent_again_is_ignored(endpoint):
-    asked: list[int] = []
-
-    async def slowly(request: DecisionRequest) -> Decision:
-        asked.append(request.seed)
-        await asyncio.sleep(0.15 if request.seed == 1 else 0)
-        return decision(request)
-
-    async def scene() -> None:
-        async with serving(endpoint, slowly), RequestClient(endpoint, resend_after_s=0.04) as client:
-            assert (await client.act(request(1))).value == 1
-            assert asked.count(1) > 1
-            for seed in (2, 3):
-                assert (await client.act(request(seed))).value == seed
-            await asyncio.sleep(0.15)
-            assert (await client.act(request(4))).value == 4
-
-    play(scene())
-
-
-def test_a_request_that_failed_is_asked_again_and_the_others_are_answered(endpoint):
-    failed: list[int] = []
-
-    async def fail_once(request: DecisionRequest) -> Decision:
-        if request.seed == 1 and not failed:
-            failed.append(1)
-            raise ValueError("once")
-        return decision(request)
-
-    async def scene() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["exception"]))
-        async with serving(endpoint, fail_once), RequestClient(endpoint, resend_after_s=0.1) as client:
-            answers = await asyncio.gather(*(client.act(request(seed)) for seed in range(3)))
-            assert [answer.value for answer in answers] == [0, 1, 2]
-
-    told: list[Any] = []
-    play(scene())
-    assert [str(error) for error in told] == ["once"], "and the failure is told"
-
-
-def test_a_request_that_was_given_up_leaves_nothing_behind(endpoint):
-    async def answer(request: DecisionRequest) -> Decision:
-        await asyncio.sleep(0.05 if request.seed == 1 else 0)
-        return decision(request)
-
-    async def scene() -> None:
-        async with serving(endpoint, answer), RequestClient(endpoint) as client:
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(client.act(request(1)), 0.01)
-            await asyncio.sleep(0.08)
-            assert (await client.act(request(2))).value == 2
-            assert not client._pending
-
-    play(scene())
+    play(scene)

@@ -39,15 +39,15 @@ class InferenceActor(Role):
             pass  # the first answer is given by a version that the learner has published
         threading.Thread(target=self._keep_receiving, name="weights", daemon=True).start()
         door = self._open_door(incarnation)
-        try:
-            with self._service:
+        with self._service:
+            try:
                 here = ray.get_runtime_context().current_actor if door is None else door.endpoint
                 await self._wiring.controller.join.remote(self.name, here)
                 await self._left.wait()
-        finally:
-            self._closed.set()
-            if door is not None:
-                door.close()
+            finally:
+                self._closed.set()
+                if door is not None:
+                    door.close()
 
     async def leave(self) -> None:
         """End; the clients have been told before."""

@@ -102,6 +102,7 @@ class LearnerActor(Role):
                 continue
             if micro.batch is not None:
                 self._learner.accumulate(micro.batch)
+                self._trained_decisions += micro.batch.num_decisions
             episodes += micro.episodes
             if micro.is_last:
                 self._close_batch(episodes, steering, publisher)
@@ -116,7 +117,6 @@ class LearnerActor(Role):
         else:
             update = learner.step(steering.state["progress"], publisher.before_step)
             update["updates"] = learner.updates
-            self._trained_decisions += int(update["batch_decisions"])
         with self.tracer.span("publish"):
             if learner.version % learner.publish_every == 0 or self._config.max_policy_lag == 0:
                 publisher.publish(self._policy, learner.version)

@@ -1,0 +1,85 @@
+"""A run on several Ray nodes of this machine: who is where, how requests cross, and what the loss of a node does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from accerl.runtime.run import Run
+from tests.runtime.local_cluster import LocalCluster
+from tests.runtime.test_run import wait_for
+
+StartRun = Callable[..., Run]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalCluster]:
+    """A head, to which this process and its children can connect."""
+    with LocalCluster(tmp_path) as cluster:
+        for name, value in cluster.environment.items():
+            monkeypatch.setenv(name, value)
+        yield cluster
+
+
+def test_a_run_spans_nodes_and_requests_cross_between_them_over_tcp(cluster: LocalCluster, start_run: StartRun) -> None:
+    head = cluster.head
+    other = cluster.add()
+    run = start_run({"cluster.address": cluster.address, "rollout.num_workers": 2, "rollout.slots_per_worker": 8})
+    wait_for(run, lambda status: status.get("updates", 0) >= 5)
+
+    actors = cluster.actors()
+    node_of = {name.removeprefix("run/"): node for name, (node, _) in actors.items()}
+    assert {node_of[name] for name in ("controller", "learner-0", "replay-0")} == {head}, (
+        "not where the run was started"
+    )
+    assert {node_of["rollout-0"], node_of["rollout-1"]} == {head, other}
+
+    endpoint = cluster.endpoints("run")["inference-0"]
+    assert endpoint["node"] == node_of["inference-0"]
+    port = int(endpoint["tcp"].rpartition(":")[2])
+    crosses = {name: port in ports_of(actors[f"run/{name}"][1]) for name in ("rollout-0", "rollout-1")}
+    assert crosses == {name: node_of[name] != endpoint["node"] for name in crosses}
+    players = {trajectory.origin.split(".")[0] for trajectory in run.trajectories(32)}
+    assert players == {"rollout-0", "rollout-1"}
+
+    run.stop()
+    assert run.status()["state"] == "finished"
+    assert run.incidents() == []
+    assert run.metrics()[-1]["discarded_decisions"] == 0
+
+
+def test_a_node_that_dies_takes_only_its_own_roles_and_they_go_on_elsewhere(
+    cluster: LocalCluster, start_run: StartRun
+) -> None:
+    other = cluster.add()
+    run = start_run(
+        {
+            "cluster.address": cluster.address,
+            "rollout.num_workers": 2,
+            "rollout.slots_per_worker": 8,
+            "inference.num_services": 2,
+        }
+    )
+    wait_for(run, lambda status: status.get("updates", 0) >= 5)
+    lost = {name.removeprefix("run/") for name, (node, _) in cluster.actors().items() if node == other}
+    assert lost, "nobody was there"
+
+    cluster.remove(other)
+    wait_for(run, lambda _: {incident["role"] for incident in run.incidents()} == lost)
+    before = run.status()
+    wait_for(run, lambda status: status["updates"] > before["updates"] and len(cluster.endpoints("run")) == 2)
+    back = {name.removeprefix("run/"): node for name, (node, _) in cluster.actors().items()}
+    assert {back.get(name) for name in lost} == {cluster.head}
+    assert [incident["action"] for incident in run.incidents()] == ["restarted"] * len(lost)
+
+    run.stop()
+    assert run.status()["state"] == "finished"
+    assert run.metrics()[-1]["discarded_decisions"] == 0
+
+
+def ports_of(process: int) -> set[int]:
+    """That the process has TCP connections to."""
+    return {each.raddr.port for each in psutil.Process(process).net_connections("tcp") if each.raddr}
