@@ -138,6 +138,10 @@ class Admission:
         starved = not self._flights and not self._has_credit() and version <= self.version
         return BatchRule(oldest_version=oldest, is_complete=is_safe, is_starved=starved)
 
+    def begin(self, version: int) -> None:
+        """A learner starts to train on the parameters of `version`."""
+        self.version = max(self.version, version)
+
     def train(self, version: int, episodes: Collection[int]) -> None:
         """The learner has made an update, to `version`, in which these episodes were used to their ends."""
         self.version = version

@@ -142,8 +142,7 @@ def measure(experiment: Experiment, folder: Path, seconds: float) -> Measurement
         time.sleep(seconds)
         end = _wait_for(run, begin["updates"] + MIN_UPDATES, 20 * seconds)
         after, elapsed = _processor_s(run), time.monotonic() - started
-    if incidents := run.incidents():
-        raise RuntimeError(f"{experiment.mode}: {incidents[0]['role']} was {incidents[0]['action']}: {incidents[0]}")
+    _check(run, experiment, meters)
     return _read(experiment, begin, end, meters, {kind: (after[kind] - before[kind]) / elapsed for kind in after})
 
 
@@ -162,6 +161,17 @@ def _wait_for(run: Run, updates: int, timeout_s: float) -> dict[str, Any]:
         if time.monotonic() > deadline:
             raise RuntimeError(f"{updates} updates were not there after {timeout_s:.0f} s: {status}")
         time.sleep(POLL_S)
+
+
+def _check(run: Run, experiment: Experiment, meters: Path) -> None:
+    """Raises RuntimeError if a process failed, or one had nothing to do."""
+    if incidents := run.incidents():
+        raise RuntimeError(f"{experiment.mode}: {incidents[0]['role']} was {incidents[0]['action']}: {incidents[0]}")
+    config = run.config
+    for kind, wanted in (("env", config.rollout.num_workers), ("inference", config.inference.num_services)):
+        if (worked := meter.num_working(meters, kind)) < wanted:
+            text = f"{experiment.mode}: only {worked} of {wanted} processes of {kind} had work; see {run.folder}"
+            raise RuntimeError(text)
 
 
 def _read(

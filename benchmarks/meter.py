@@ -75,6 +75,15 @@ def time_of(folder: Path, kind: str, decisions: float) -> float:
     return float(lines[np.searchsorted(done, decisions), 1])
 
 
+def num_working(folder: Path, kind: str) -> int:
+    """Processes whose devices of a kind have done decisions."""
+    files = [_rows(path) for path in folder.glob(f"{kind}-*.txt")]
+    return sum(bool(len(rows) and rows[:, 3].sum() > 0) for rows in files)
+
+
 def _lines(folder: Path, kind: str) -> np.ndarray:
-    rows = [row.split() for path in folder.glob(f"{kind}-*.txt") for row in path.read_text().splitlines()]
-    return np.array(rows, float).reshape(-1, 4)
+    return np.concatenate([np.zeros((0, 4)), *(_rows(path) for path in folder.glob(f"{kind}-*.txt"))])
+
+
+def _rows(path: Path) -> np.ndarray:
+    return np.array([row.split() for row in path.read_text().splitlines()], float).reshape(-1, 4)

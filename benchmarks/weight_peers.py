@@ -31,7 +31,6 @@ MATRIX_MIB = 16
 BATCH = 8
 TIMEOUT_S = 60.0
 QUIET_BATCHES = 30
-CONTROLLER = "weight_sync"
 AUTHKEY = b"weight_sync"
 
 
@@ -48,6 +47,8 @@ class Setup:
     raw_port: int
     connection: cluster.Connection | None
     """Of the cluster, for the object store."""
+    controller: str
+    """Its name there."""
 
 
 class BoardManager(BaseManager):
@@ -122,6 +123,9 @@ class Trainer:
         self._raw = self._raw or RawBroadcast(self._setup, 0)
         return self._raw.run(self._bytes())[0]
 
+    def rest(self) -> None:
+        """Nothing, while the receivers find out how fast they are."""
+
     def train(self, num_versions: int, step_s: float) -> dict[str, float]:
         """Steps with a publication after each: the GPU's part is slept, the update of the parameters is real."""
         policy = LargePolicy(self._setup.mib)
@@ -181,29 +185,32 @@ class Receiver:
         self._raw = self._raw or RawBroadcast(self._setup, self._rank)
         return self._raw.run(self._flat)[1]
 
-    def serve(self, num_versions: int, forward_s: float) -> dict[str, float]:
-        """Answer batches without a pause, before and while versions arrive, until the last one is in use."""
+    def rest(self, forward_s: float) -> None:
+        """Answer batches while nothing arrives."""
         policy: Any = LargePolicy(self._setup.mib, forward_s)
-        server = PolicyServer(policy, InferenceConfig(batch_size=BATCH))
-        quiet = answer(server, lambda num_batches: num_batches > QUIET_BATCHES)
-        batch_s = float(np.median(quiet))
-        receiving = threading.Thread(target=self._receive, args=(server, num_versions), daemon=True)
+        self._server = PolicyServer(policy, InferenceConfig(batch_size=BATCH))
+        self._quiet = answer(self._server, lambda num_batches: num_batches > QUIET_BATCHES)
+
+    def serve(self, num_versions: int) -> dict[str, float]:
+        """Answer batches without a pause while versions arrive, until the last one is in use."""
+        receiving = threading.Thread(target=self._receive, args=(num_versions,), daemon=True)
         receiving.start()
-        busy = answer(server, lambda _: not receiving.is_alive())
+        gaps = answer(self._server, lambda _: not receiving.is_alive())
+        batch_s = float(np.median(self._quiet))
         return {
             "batch_s": batch_s,
-            "stall_batches": max(busy) / batch_s - 1,
-            "quiet_stall_batches": max(quiet) / batch_s - 1,
-            "slowdown": float(np.median(busy)) / batch_s,
+            "stall_batches": max(gaps) / batch_s - 1,
+            "quiet_stall_batches": max(self._quiet) / batch_s - 1,
+            "slowdown": float(np.median(gaps)) / batch_s,
             "versions": self._source.statistics.num_received,
             "mismatches": self._source.statistics.num_mismatches,
         }
 
-    def _receive(self, server: PolicyServer, num_versions: int) -> None:
-        while server.version < num_versions:
-            weights = self._source.latest(server.version, timeout_s=1.0)
+    def _receive(self, num_versions: int) -> None:
+        while self._server.version < num_versions:
+            weights = self._source.latest(self._server.version, timeout_s=1.0)
             if weights is not None:
-                server.load(weights)
+                self._server.load(weights)
 
 
 def answer(server: PolicyServer, is_enough: Callable[[int], bool]) -> list[float]:
@@ -269,7 +276,7 @@ def join_cluster(setup: Setup) -> Any:
     cluster.join(setup.connection)
     import ray
 
-    return ray.get_actor(CONTROLLER)
+    return ray.get_actor(setup.controller)
 
 
 class Peers:

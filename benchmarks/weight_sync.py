@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from accerl.config import ClusterConfig
 from accerl.runtime import cluster
 from benchmarks.results_file import append, print_json, show
-from benchmarks.weight_peers import AUTHKEY, CONTROLLER, BoardManager, Peers, Setup
+from benchmarks.weight_peers import AUTHKEY, BoardManager, Peers, Setup
 
 if TYPE_CHECKING:
     from accerl.runtime.group_board import GroupBoard
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 CHANNELS = ("group", "store", "shared")
 BARS = {"publish_share": 0.05, "inference_stall_batches": 1.0, "over_raw_gloo": 1.2}
 TRAINING_MIB = 512
+MOVING, TRAINING = "moving", "training"
+"""Names of the controllers for the object store, one for each trainer."""
 
 
 def main() -> int:
@@ -67,9 +69,10 @@ def measure(channel: str, options: argparse.Namespace) -> dict[str, Any]:
     with meeting_place(channel, options) as setup:
         with Peers(setup) as peers:
             transfers, ratios = move(peers, options.repeats, channel == "group")
-        with Peers(replace(setup, mib=min(options.mib, TRAINING_MIB))) as peers:
-            train, serve = ("train", options.versions, options.step_s), ("serve", options.versions, options.forward_s)
-            trainer, *receivers = peers.call(train, serve)
+        smaller = replace(setup, mib=min(options.mib, TRAINING_MIB), controller=TRAINING)
+        with Peers(smaller) as peers:
+            peers.call(("rest",), ("rest", options.forward_s))
+            trainer, *receivers = peers.call(("train", options.versions, options.step_s), ("serve", options.versions))
     transfer_s = statistics.median(transfers)
     return {
         "transfer_s": transfer_s,
@@ -130,6 +133,7 @@ def meeting_place(channel: str, options: argparse.Namespace) -> Iterator[Setup]:
             shared_path=Path("/dev/shm") / folder.name,
             board_port=stack.enter_context(start_board()) if channel == "group" else 0,
             raw_port=free_port(),
+            controller=MOVING,
             connection=stack.enter_context(ray_cluster(options.mib, folder)) if channel == "store" else None,
         )
 
@@ -180,11 +184,12 @@ def ray_cluster(mib: int, folder: Path) -> Iterator[cluster.Connection]:
     address, token_path = cluster.start(ClusterConfig(object_store_mb=int(2.5 * mib) + 100), folder)
     import ray
 
-    controller = ray.remote(Controller).options(name=CONTROLLER, num_cpus=0, max_concurrency=20).remote()
-    ray.get(controller.latest.remote(0, 0.0))
+    kind = ray.remote(num_cpus=0, max_concurrency=20)(Controller)
+    controllers = [kind.options(name=name).remote() for name in (MOVING, TRAINING)]
+    ray.get([controller.latest.remote(0, 0.0) for controller in controllers])
     try:
         yield cluster.Connection(
-            address=address, controller=CONTROLLER, token_path=token_path, host="127.0.0.1", host_pid=os.getpid()
+            address=address, controller=MOVING, token_path=token_path, host="127.0.0.1", host_pid=os.getpid()
         )
     finally:
         ray.shutdown()

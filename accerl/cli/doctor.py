@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from accerl.cli.command import Command
-from accerl.config import ConfigError, Section
+from accerl.config import ConfigError, Positive, Section
 
 if TYPE_CHECKING:
     from accerl.doctor import Finding
@@ -27,6 +27,8 @@ class DoctorOptions(Section):
     them: its address, host:port; default: that in RAY_ADDRESS."""
     root: Path = Path("runs")
     """Folder that is to hold the runs: with `cluster`, whether all nodes share it."""
+    nodes: Positive | None = None
+    """With `cluster`: how many there should be; they are given two minutes to join."""
 
 
 def examine(options: DoctorOptions) -> int:
@@ -52,7 +54,7 @@ def _findings(options: DoctorOptions) -> list[Finding]:
     address = options.cluster if isinstance(options.cluster, str) else os.environ.get("RAY_ADDRESS")
     if not address:
         raise ConfigError("cluster: RAY_ADDRESS is not set; give the address, --cluster host:port")
-    return examine_cluster(address, options.root)
+    return examine_cluster(address, options.root, options.nodes)
 
 
 COMMAND = Command(

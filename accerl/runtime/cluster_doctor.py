@@ -15,67 +15,47 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from accerl.config import ConfigError
 from accerl.doctor import Finding
 from accerl.runtime import cluster, cluster_findings, node_probe
+from accerl.runtime.knock import knock
 
 ANSWER_WITHIN_S = 60.0
 """For a node to start a process and import what it is asked about."""
 CONNECT_WITHIN_S = 3.0
+JOIN_WITHIN_S = 120.0
 NUM_READINGS = 20
 """Of a clock; the one with the shortest way there and back counts."""
 
 
-def examine_cluster(address: str, root: Path) -> list[Finding]:
+def examine_cluster(address: str, root: Path, num_nodes: int | None = None) -> list[Finding]:
     """Join the cluster, ask every node, and leave.
 
     Args:
         address: of the head, `host:port`.
         root: folder of the runs.
+        num_nodes: that there should be; they are waited for.
 
     Raises:
         ConfigError: that is no address.
         ConnectionError: no cluster is there, or it does not let this machine in.
     """
+    _set_environment()
     asks_for_token = knock(address)
     _join(address)
     import ray
 
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # Ray prints logs of dying nodes
-            return [_token(asks_for_token, address), *_examine(root.resolve())]
+            counted = [] if num_nodes is None else [_wait_for_nodes(num_nodes)]
+            return [_token(asks_for_token, address), *counted, *_examine(root.resolve())]
     finally:
         ray.shutdown()
 
 
-def knock(address: str) -> bool:
-    """Whether the cluster asks for a token, found in a second and without joining it.
-
-    Raises:
-        ConfigError: that is no address.
-        ConnectionError: no cluster is there, or the token of this process is not the cluster's.
-    """
-    host, colon, port = address.rpartition(":")
-    if not (host and colon and port.isdecimal()) or "/" in address:
-        raise ConfigError(f"cluster: {address!r} is no address; give host:port, as `ray start --head` prints it")
+def _set_environment() -> None:
     cluster.set_environment(None)
     os.environ.pop("RAY_BACKEND_LOG_LEVEL", None)  # Ray would say on stderr that it has read it
     os.environ.setdefault("RAY_gcs_server_request_timeout_seconds", "10")  # for it to find a node on this machine
-    if _answers(address, None):
-        return False
-    token, origin = _own_token()
-    if token is None or not _answers(address, token):
-        reason = "there is none here" if token is None else f"that of {origin} is another"
-        raise ConnectionError(
-            f"the cluster at {address} asks for a token and {reason}; set RAY_AUTH_MODE=token and "
-            f"RAY_AUTH_TOKEN_PATH to a file with the token that its head was started with"
-        )
-    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-        raise ConnectionError(
-            f"the cluster at {address} asks for a token; the one of {origin} fits, but is not used; "
-            f"set RAY_AUTH_MODE=token"
-        )
-    return True
 
 
 def _join(address: str) -> None:
@@ -152,10 +132,18 @@ class Visitors:
         self.lost.append(finding)
 
 
-def _examine(root: Path) -> list[Finding]:
-    import ray
+def _wait_for_nodes(wanted: int) -> Finding:
+    deadline = time.monotonic() + JOIN_WITHIN_S
+    while (there := len(_living())) < wanted and time.monotonic() < deadline:
+        time.sleep(1.0)
+    if there >= wanted:
+        return Finding(subject="nodes", ok=True, detail=f"{there} have joined, {wanted} were wanted")
+    detail = f"{there} of {wanted} have joined after {JOIN_WITHIN_S:.0f} s"
+    return Finding(subject="nodes", ok=False, detail=detail, remedy="see what `ray start --address` said on the others")
 
-    nodes = _label([node for node in ray.nodes() if node["Alive"]])
+
+def _examine(root: Path) -> list[Finding]:
+    nodes = _label(_living())
     visitors = Visitors(nodes)
     doors = visitors.ask(lambda _, probe: probe.door.remote())
     offsets = visitors.compare_clocks()
@@ -175,6 +163,12 @@ def _examine(root: Path) -> list[Finding]:
         *cluster_findings.gpu_software(facts),
         *cluster_findings.root(root, word, found),
     ]
+
+
+def _living() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _label(nodes: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -204,47 +198,6 @@ def _look_for_root(visitors: Visitors, root: Path) -> tuple[str, dict[str, Any]]
         path.unlink()
         if is_new:
             root.rmdir()
-
-
-def _answers(address: str, token: str | None) -> bool:
-    """Whether the head answers to who shows this token, or none.
-
-    Raises:
-        ConnectionError: nobody answers, or not as a head would.
-    """
-    import grpc
-
-    metadata = (("authorization", f"Bearer {token}"),) if token is not None else None
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        try:
-            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(
-                b"", timeout=CONNECT_WITHIN_S, metadata=metadata
-            )
-        except grpc.RpcError as error:
-            refusal: Any = error
-            if refusal.code() == grpc.StatusCode.UNAUTHENTICATED:
-                return False
-            raise ConnectionError(
-                f"no Ray cluster answers at {address} ({refusal.details()}); start one with `ray start --head`, "
-                f"or see what its port is"
-            ) from None
-    return True
-
-
-def _own_token() -> tuple[str | None, str]:
-    """The token that Ray would show from this process, and where it comes from."""
-    from ray._raylet import AuthenticationTokenLoader  # pyright: ignore[reportAttributeAccessIssue]
-    from ray.exceptions import AuthenticationError
-
-    origin = "RAY_AUTH_TOKEN"
-    if not os.environ.get(origin):
-        origin = os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"
-    loader = AuthenticationTokenLoader.instance()
-    loader.reset_cache()
-    try:
-        return loader.get_raw_token(ignore_auth_mode=True) or None, origin
-    except AuthenticationError:
-        return None, origin
 
 
 def _token(asks_for_one: bool, address: str) -> Finding:

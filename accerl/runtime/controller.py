@@ -99,6 +99,11 @@ class Controller:
         """What a batch is made of, and the number of events so far, once it is above `seen`."""
         return await self._dispatcher.rule(batch, seen, timeout_s)
 
+    async def begin(self, version: int) -> int:
+        """A learner has started with parameters of this version; returns the one that it goes on from."""
+        self._dispatcher.admission.begin(version)
+        return self._dispatcher.admission.version
+
     async def steer(
         self, update: Mapping[str, float] | None, episodes: Collection[int], version: int | None = None
     ) -> dict[str, Any]:
@@ -113,7 +118,6 @@ class Controller:
             "stop": self._stopping.is_set(),
             "paused": self._dispatcher.is_paused,
             "progress": self.progress,
-            "version": self._dispatcher.admission.version,
             "knobs": self._knobs,
             "shards": self._crew.directory.value.giving,
         }

@@ -65,7 +65,7 @@ class RaySink:
         while not await self._push(self._shards[next(self._turn) % len(self._shards)], trajectory):
             await asyncio.sleep(RETRY_AFTER_S)
         if self._tracks_versions and not trajectory.ended:
-            await self._controller.deliver.remote(trajectory.episode, int(trajectory.policy_version[-1]))
+            self._controller.deliver.remote(trajectory.episode, int(trajectory.policy_version[-1]))
 
     @staticmethod
     async def _push(shard: Any, trajectory: Trajectory) -> bool:
@@ -169,6 +169,10 @@ class Steering:
         self.state: dict[str, Any] = {}
         """The newest answer."""
         self.ask()
+
+    def begin(self, version: int) -> int:
+        """Say that the parameters are of this version; returns the version to go on from, above all that were used."""
+        return ray.get(self._controller.begin.remote(version), timeout=120)
 
     def ask(self) -> None:
         """Wait for the present answer."""

@@ -119,11 +119,11 @@ class SharedSource:
             self._file = None
 
     def _find(self) -> _SharedFile | None:
-        """The file at the path, which may have been replaced."""
+        """The file at the path, which may have been replaced; the last one, if it was removed."""
         try:
             inode = self._path.stat().st_ino
         except FileNotFoundError:
-            return None
+            return self._file
         if self._file is None or self._file.inode != inode:
             self.close()
             self._file = _SharedFile(self._path, writable=False)

@@ -17,7 +17,7 @@ from accerl.types import ObservationBatch
 from benchmarks import emulation as emulation_module
 from benchmarks.devices import STEP_LIMITS, Emulation, emulation_of, script, task_names
 from benchmarks.emulation import NUM_BINS, EmulatedPolicy
-from benchmarks.meter import Meter, read, time_of
+from benchmarks.meter import Meter, num_working, read, time_of
 
 FAST = Emulation(time_scale=1e-6, inference_gpus=2, learner_gpus=4)
 
@@ -180,6 +180,8 @@ def test_meters_add_up_over_processes_and_cut_at_the_ends(tmp_path: Path) -> Non
     assert read(tmp_path, "env", 5, 10) == pytest.approx((2.5, 9))
     assert read(tmp_path, "inference", 0, 20) == (0, 0)
     assert [time_of(tmp_path, "env", decisions) for decisions in (8, 9, 18, 19)] == [10, 15, 15, 20]
+    (tmp_path / "env-4.txt").write_text("0 20 1.5 0\n")
+    assert [num_working(tmp_path, kind) for kind in ("env", "learner", "inference")] == [2, 1, 0]
     with pytest.raises(ValueError, match="20 decisions were done, not 21"):
         time_of(tmp_path, "env", 21)
 

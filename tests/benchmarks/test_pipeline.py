@@ -79,10 +79,10 @@ def test_sync_collects_everything_before_it_trains() -> None:
 
 
 def test_the_best_setting_is_found_by_simulation() -> None:
-    fast_training = Emulation(train_s=0.001)
-    assert best_setting(Experiment(mode="async", num_envs=16)).experiment.inference_gpus == 2
-    best = best_setting(Experiment(mode="async", num_envs=48, emulation=fast_training)).experiment.inference_gpus
-    assert best is not None and best > 2
+    usual, fast_training = Experiment(mode="async", num_envs=24), Emulation(train_s=0.004)
+    assert best_setting(usual, seconds=20).experiment.inference_gpus == 2
+    best = best_setting(Experiment(mode="async", num_envs=24, emulation=fast_training), seconds=20)
+    assert best.experiment.inference_gpus is not None and best.experiment.inference_gpus > 2
 
 
 def test_configurations_pass_the_checks_of_the_runtime(tmp_path: Path) -> None:
@@ -112,12 +112,11 @@ def test_the_picture_shows_every_mode(tmp_path: Path) -> None:
 
 def test_a_real_run_is_measured(tmp_path: Path) -> None:
     experiment = Experiment(
-        mode="async", num_gpus=1, inference_gpus=0.25, num_envs=6, emulation=Emulation(time_scale=0.1)
+        mode="barrier", num_gpus=1, inference_gpus=0.25, num_envs=4, emulation=Emulation(time_scale=0.1)
     )
-    measured = measure(experiment, tmp_path / "run", seconds=3)
+    measured = measure(experiment, tmp_path / "run", seconds=1)
     assert measured.updates >= 3
     assert 0 < measured.decisions_per_s <= 1.02 * experiment.bound().total
-    assert 0 <= measured.learner_idle < 1 and 0 < measured.env_idle < 1
-    assert measured.lag_max <= experiment.max_policy_lag
-    assert measured.discarded_decisions == 0
+    assert 0 < measured.learner_idle < 1 and 0 < measured.env_idle < 1
+    assert measured.lag_max == measured.discarded_decisions == 0
     assert measured.work_s["rollout"] > 0 and measured.work_s["learner"] > 0

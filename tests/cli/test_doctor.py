@@ -48,14 +48,14 @@ def test_the_machine_is_described_in_what_json_can_hold():
 
 
 @pytest.fixture
-def examined(monkeypatch) -> list[tuple[str, Path]]:
+def examined(monkeypatch) -> list[tuple[str, Path, int | None]]:
     """What the cluster's doctor was asked; it finds a closed way."""
     from accerl.runtime import cluster_doctor
 
     asked = []
 
-    def examine_cluster(address: str, root: Path) -> list[Finding]:
-        asked.append((address, root))
+    def examine_cluster(address: str, root: Path, num_nodes: int | None) -> list[Finding]:
+        asked.append((address, root, num_nodes))
         return [Finding(subject="tcp from a", ok=False, detail="b timed out", remedy="on b let a in")]
 
     monkeypatch.setattr(cluster_doctor, "examine_cluster", examine_cluster)
@@ -63,8 +63,8 @@ def examined(monkeypatch) -> list[tuple[str, Path]]:
 
 
 def test_a_cluster_is_examined_in_place_of_this_machine(examined, capsys):
-    assert main(["doctor", "--cluster", "10.0.0.1:6379", "--root", "/shared/runs"]) == 1
-    assert examined == [("10.0.0.1:6379", Path("/shared/runs"))]
+    assert main(["doctor", "--cluster", "10.0.0.1:6379", "--root", "/shared/runs", "--nodes", "2"]) == 1
+    assert examined == [("10.0.0.1:6379", Path("/shared/runs"), 2)]
     first, second = capsys.readouterr().out.splitlines()
     assert first.split() == ["tcp", "from", "a", "fails", "b", "timed", "out"]
     assert second == "tcp from a: on b let a in"
@@ -76,7 +76,7 @@ def test_the_address_of_the_cluster_may_come_from_the_environment(examined, monk
     assert capsys.readouterr().err.startswith("accerl: error: cluster: RAY_ADDRESS is not set")
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
     assert main(["doctor", "--cluster"]) == 1
-    assert examined == [("10.0.0.2:6379", Path("runs"))]
+    assert examined == [("10.0.0.2:6379", Path("runs"), None)]
 
 
 def test_what_is_no_address_is_refused_before_anything_is_joined(capsys):

@@ -236,5 +236,9 @@ def test_numbers_go_on_after_a_resumption():
     play(desk, 3)
     resumed = bounded(0)
     resumed.load_state_dict(desk.state_dict())
+    resumed.begin(7)
+    assert resumed.rule(7) == BatchRule(episodes_below=7, needs_all=True, is_complete=False)
     assert [plan.number for plan in start(resumed, 4)] == [3, 4, 5, 6]
     assert resumed.start("w") is None
+    resumed.begin(2)
+    assert resumed.version == 7, "another learner goes on above every version that was used"

@@ -16,7 +16,7 @@ import pytest
 
 from accerl.config import ConfigError
 from accerl.runtime import cluster_findings, node_probe
-from accerl.runtime.cluster_doctor import knock
+from accerl.runtime.knock import knock
 from tests.runtime.local_cluster import REPOSITORY, LocalCluster
 
 GB = 2**30
@@ -228,6 +228,14 @@ def test_a_cluster_is_examined_from_the_command_line(cluster: LocalCluster, tmp_
     assert list(tmp_path.iterdir()) == [], "it leaves something behind"
 
 
+def test_nodes_that_do_not_come_are_missed(cluster: LocalCluster, tmp_path: Path) -> None:
+    program = "import sys; from accerl.runtime import cluster_doctor; cluster_doctor.JOIN_WITHIN_S = 1.0; "
+    program += "from accerl.cli import main; sys.exit(main())"
+    ended = doctor(cluster.address, tmp_path / "runs", cluster.environment, "-c", program, more=("--nodes", "2"))
+    assert ended.returncode == 1
+    assert "nodes fails 1 of 2 have joined after 1 s" in " ".join(ended.stdout.split())
+
+
 def test_wrong_tokens_are_refused_in_one_line(cluster: LocalCluster, tmp_path: Path) -> None:
     (tmp_path / "other").write_text("0" * 64)
     wrong = {**cluster.environment, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "other")}
@@ -268,9 +276,12 @@ def test_what_is_wrong_with_one_node_is_found(cluster: LocalCluster, tmp_path: P
     assert not [row for row in ended.stdout.splitlines() if f"/{cluster.head[:4]} " in row and " fails " in row]
 
 
-def doctor(address: str, root: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def doctor(
+    address: str, root: Path, environment: dict[str, str], *program: str, more: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    python = [sys.executable, *(program or ("-m", "accerl.cli"))]
     return subprocess.run(
-        [sys.executable, "-m", "accerl.cli", "doctor", "--cluster", address, "--root", str(root)],
+        [*python, "doctor", "--cluster", address, "--root", str(root), *more],
         cwd=Path(environment["RAY_AUTH_TOKEN_PATH"]).parent,  # Ray shows the nodes this folder's modules too
         env={**os.environ, **environment, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "300"},
         capture_output=True,

@@ -95,10 +95,11 @@ def test_a_host_that_has_not_joined_is_told_how_to(head_only: Site) -> None:
 
 
 def test_the_doctor_finds_two_hosts_in_order(site: Site) -> None:
-    ended = site.accerl("doctor", "--cluster", HEAD)
+    ended = site.accerl("doctor", "--cluster", HEAD, "--nodes", "2")
     assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
     found = {line.split()[0]: " ".join(line.split()[1:]) for line in ended.stdout.splitlines()}
     assert found["token"] == f"ok {HEAD} asks for one, and lets this machine in"
+    assert found["nodes"] == "ok 2 have joined, 2 were wanted"
     assert found["tcp"].startswith("ok every node reaches every other")
     assert found["10.77.0.1"].startswith("ok host-1, ")
     assert found["10.77.0.2"].startswith("ok host-2, ")

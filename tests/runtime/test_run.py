@@ -85,20 +85,22 @@ def test_a_killed_role_is_replaced_and_the_run_goes_on(start_run: StartRun, role
 
 
 def test_a_run_whose_every_process_was_killed_goes_on_from_its_checkpoint(start_run: StartRun, tmp_path: Path) -> None:
-    run = start_run({"learner.checkpoint_every_s": 3})
+    bounded = {"learner.checkpoint_every_s": 3, "rollout.max_policy_lag": 8, "replay.capacity_decisions": 4096}
+    run = start_run(bounded)
     wait_for(run, lambda status: bool(run.checkpoints()) and status["updates"] >= 10)
     for process in processes_of(run):
         process.kill()
     wait_for(run, lambda status: status["state"] == "dead")
     with pytest.raises(ConfigError, match="holds a run; resume it"):
-        start_run()
+        start_run(bounded)
     learner, saved = load_checkpoint(run.checkpoints()[-1])
 
-    resumed = start_run({"learner.checkpoint_every_s": 3}, resume=True)
+    resumed = start_run(bounded, resume=True)
     wait_for(resumed, lambda status: status.get("updates", 0) > learner["updates"] and status["state"] == "running")
     lines = resumed.metrics()
     counters = [(line["decisions"], line["wall_s"], line["updates"]) for line in lines]
     assert counters == sorted(counters), "the curve goes back"
+    assert lines[-1]["run_policy_lag_max"] <= 8
     first = next(line for line in lines if line["decisions"] > saved["metrics"]["decisions"])
     assert first["episodes"] > saved["metrics"]["episodes"]
     assert learner["optimizer"]["state"][0]["step"] == learner["updates"]

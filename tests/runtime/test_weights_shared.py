@@ -85,6 +85,18 @@ def test_the_file_is_for_this_user_only_and_removed_at_the_end(path: Path):
     assert not path.exists()
 
 
+def test_the_last_version_can_be_read_although_the_sender_has_closed(path: Path):
+    sender, source = SharedSender(path), SharedSource(path)
+    sender.send(version_of(1))
+    assert number_in(source.latest(-1, WAIT_S)) == 1
+    sender.send(version_of(2))
+    sender.close()
+    assert number_in(source.latest(-1, WAIT_S)) == 2
+    assert source.latest(-1, timeout_s=0.0) is None
+    SharedSender(path).send(version_of(3))
+    assert number_in(source.latest(-1, WAIT_S)) == 3, "a new file"
+
+
 def test_larger_weights_replace_the_file_and_are_found(path: Path):
     sender, source = SharedSender(path), SharedSource(path)
     for number, size in enumerate([1000, 300_000, 10], start=1):

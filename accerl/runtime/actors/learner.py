@@ -70,7 +70,7 @@ class LearnerActor(Role):
     def _train(self) -> None:
         config = self._config
         steering = Steering(self._controller)
-        self._learner.version = max(self._learner.version, steering.state["version"])
+        self._learner.version = steering.begin(self._learner.version)
         self._source.set_shards(steering.state["shards"])
         self._source.reclaim()
         publisher = BackgroundPublisher(make_sender(config, self._controller), config.weights.trainable_only)
