@@ -103,6 +103,14 @@ class PackedWeights:
     flat: UInt8[Tensor, " byte"]
     info: dict[str, Any] = field(default_factory=dict)
     """JSON-compatible."""
+    _checksums: dict[int, list[int]] = field(default_factory=dict)
+
+    def checksums(self, bucket_bytes: int) -> list[int]:
+        """Of each bucket; worked out once, so `flat` must have its bytes."""
+        if bucket_bytes not in self._checksums:
+            parts = bucket_slices(self.flat.numel(), bucket_bytes)
+            self._checksums[bucket_bytes] = [checksum(self.flat[part]) for part in parts]
+        return self._checksums[bucket_bytes]
 
     def weights(self) -> Weights:
         """The same, as the roles know them: the tensors are views of `flat`."""

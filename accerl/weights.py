@@ -28,7 +28,11 @@ IDLE_S = 0.25
 
 
 class WeightSender(Protocol):
-    """The sending end of a medium; all calls come from one thread."""
+    """The sending end of a medium; all calls but `prepare` come from one thread."""
+
+    def prepare(self, packed: PackedWeights) -> None:
+        """Work on the copy that needs no receiver, in the copying thread while an earlier version is sent."""
+        ...
 
     def send(self, packed: PackedWeights) -> None:
         """Returns when `packed.flat` may be written again. Waits for no receiver longer than its timeout."""
@@ -84,7 +88,10 @@ class BackgroundPublisher:
         self._spare = SpareBuffers()
         self._changed = threading.Condition()
         self._asked: _Request | None = None
+        self._is_copying = False
+        """A version is between the trainer and `_copied`."""
         self._is_reading = False
+        """Its parameters may not change yet."""
         self._copy_ordered: torch.cuda.Event | None = None
         self._copied: PackedWeights | None = None
         self._is_sending = False
@@ -148,7 +155,7 @@ class BackgroundPublisher:
             self._raise_error()
 
     def _is_idle(self) -> bool:
-        return self._asked is None and not self._is_reading and self._copied is None and not self._is_sending
+        return self._asked is None and not self._is_copying and self._copied is None and not self._is_sending
 
     def _raise_error(self) -> None:
         if self._error is not None:
@@ -162,12 +169,16 @@ class BackgroundPublisher:
             started = time.perf_counter()
             try:
                 packed = self._copy(request)
+                with self._changed:  # the trainer may go on
+                    self._is_reading = False
+                    self._changed.notify_all()
+                self._sender.prepare(packed)
             except BaseException as error:
                 packed = None
                 self._fail(error)
             with self._changed:
                 self.statistics.copy_s += time.perf_counter() - started
-                self._is_reading = False
+                self._is_copying = self._is_reading = False
                 self._copied = packed
                 self._changed.notify_all()
         with self._changed:
@@ -180,7 +191,7 @@ class BackgroundPublisher:
             if self._asked is None:
                 return None
             request, self._asked = self._asked, None
-            self._is_reading = True
+            self._is_copying = self._is_reading = True
             if self._copied is not None:  # its buffer is the one that is written now
                 self._copied = None
                 self.statistics.num_skipped += 1

@@ -112,8 +112,11 @@ class Trainer:
         self._sender.close()
 
     def transfer(self, version: int) -> float:
-        """Send random bytes through the channel; gives when it began."""
+        """Send random bytes through the channel, copied and prepared as a publisher hands them over; gives when it
+        began.
+        """
         packed = PackedWeights(version=version, layout=self._layout, flat=self._bytes())
+        self._sender.prepare(packed)
         began = time.monotonic()
         self._sender.send(packed)
         return began

@@ -2,8 +2,8 @@
 
     python -m benchmarks.weight_sync
 
-A trainer and two receivers, real processes on one machine. First each channel moves `--mib` from the sender's buffer to
-both receivers, checksums and all, until the last one holds them; the group's broadcast takes turns with a raw gloo
+A trainer and two receivers, real processes on one machine. First each channel moves `--mib`, copied and summed up as the
+publisher hands it over (`copy_s`), to both receivers until the last one has it and has verified the checksums; the group's broadcast takes turns with a raw gloo
 broadcast of the same bytes in the same buckets, and `over_raw_gloo` is the median of the ratios. Then the trainer steps
 and publishes each version (at most 512 MiB: both receivers hold three to four copies), its forward and backward slept,
 its update real, while both receivers answer batches of a policy whose forward sleeps. `publish_share` is the trainer's
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 CHANNELS = ("group", "store", "shared")
 BARS = {"publish_share": 0.05, "inference_stall_batches": 1.0, "over_raw_gloo": 1.2}
 TRAINING_MIB = 512
+WARM_UP = 3
+"""Transfers that form the groups and touch the memory."""
 MOVING, TRAINING = "moving", "training"
 """Names of the controllers for the object store, one for each trainer."""
 
@@ -48,7 +50,7 @@ MOVING, TRAINING = "moving", "training"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, default=1024, help="size of the weights, a multiple of 16")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=21)
     parser.add_argument("--bucket-mb", type=int, default=16)
     parser.add_argument("--versions", type=int, default=8)
     parser.add_argument("--step-s", type=float, default=1.5, help="emulated forward and backward of the trainer")
@@ -92,10 +94,10 @@ def move(peers: Peers, repeats: int, with_raw: bool) -> tuple[list[float], list[
     """Seconds of each transfer, and its ratio to the raw broadcast beside it."""
     transfers: list[float] = []
     ratios: list[float] = []
-    for version in range(repeats + 1):
+    for version in range(repeats + WARM_UP):
         began, *done = peers.call(("transfer", version), ("transfer", version))
         raw_began, *raw_done = peers.call(("raw",), ("raw",)) if with_raw else (0.0, 0.0)
-        if version:  # the first one forms the groups and touches the memory
+        if version >= WARM_UP:
             transfers.append(max(done) - began)
             if with_raw:
                 ratios.append(transfers[-1] / (max(raw_done) - raw_began))
@@ -185,7 +187,7 @@ def ray_cluster(mib: int, folder: Path) -> Iterator[cluster.Connection]:
     import ray
 
     kind = ray.remote(num_cpus=0, max_concurrency=20)(Controller)
-    controllers = [kind.options(name=name).remote() for name in (MOVING, TRAINING)]
+    controllers: list[Any] = [kind.options(name=name).remote() for name in (MOVING, TRAINING)]
     ray.get([controller.latest.remote(0, 0.0) for controller in controllers])
     try:
         yield cluster.Connection(

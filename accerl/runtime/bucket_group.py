@@ -18,7 +18,7 @@ from torch import Tensor
 
 from accerl.weight_buckets import bucket_slices, checksum
 
-IN_FLIGHT = 8
+IN_FLIGHT = 16
 """Buckets that are on their way at a time; the timeout holds for each."""
 POLL_S = 0.001
 LOOK_S = 0.1
@@ -58,26 +58,34 @@ class BucketGroup:
         make = _gloo_group if backend == "gloo" else _nccl_group
         self._group: Any = make(store, seat, timedelta(seconds=timeout_s))
 
-    def broadcast(self, flat: UInt8[Tensor, " byte"], bucket_bytes: int) -> list[int]:
-        """Send or fill `flat`; gives the checksum of each bucket, worked out while the next ones travel.
+    def send(self, flat: UInt8[Tensor, " byte"], bucket_bytes: int) -> None:
+        """Send `flat` to all other ranks. Raises as `receive` does."""
+        self._broadcast(flat, bucket_bytes, lambda _: None)
+
+    def receive(self, flat: UInt8[Tensor, " byte"], bucket_bytes: int) -> list[int]:
+        """Fill `flat`; gives the checksum of each bucket, worked out while the next ones travel.
 
         Raises:
             RuntimeError: a rank is gone or did not answer in time, or the group is no longer wanted.
         """
-        flying: deque[_Flight] = deque()
         checksums: list[int] = []
-        with contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
-            for part in bucket_slices(flat.numel(), bucket_bytes):
-                if len(flying) == IN_FLIGHT:
-                    checksums.append(self._land(flying.popleft()))
-                flying.append(self._take_off(flat[part]))
-            checksums.extend(self._land(flight) for flight in flying)
+        self._broadcast(flat, bucket_bytes, lambda bucket: checksums.append(checksum(bucket)))
         return checksums
 
     def abandon(self) -> None:
         """Leave the group without waiting for what is still on its way; such a buffer may yet be written to."""
         threading.Thread(target=_drop, args=([self._group],), name="abandoned-group", daemon=True).start()
         self._group = None
+
+    def _broadcast(self, flat: Tensor, bucket_bytes: int, landed: Callable[[Tensor], None]) -> None:
+        flying: deque[_Flight] = deque()
+        with contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+            for part in bucket_slices(flat.numel(), bucket_bytes):
+                if len(flying) == IN_FLIGHT:
+                    landed(self._land(flying.popleft()))
+                flying.append(self._take_off(flat[part]))
+            for flight in flying:
+                landed(self._land(flight))
 
     def _take_off(self, place: Tensor) -> _Flight:
         bucket = place
@@ -87,15 +95,11 @@ class BucketGroup:
                 bucket.copy_(place, non_blocking=True)
         return _Flight(place, bucket, self._group.broadcast([bucket], self._options))
 
-    def _land(self, flight: _Flight) -> int:
-        if self._is_sender:
-            number = checksum(flight.place)
-            self._wait(flight.work)
-            return number
+    def _land(self, flight: _Flight) -> Tensor:
         self._wait(flight.work)
-        if flight.bucket is not flight.place:
+        if flight.bucket is not flight.place and not self._is_sender:
             flight.place.copy_(flight.bucket)
-        return checksum(flight.place)
+        return flight.place
 
     def _wait(self, work: Any) -> None:
         now = time.monotonic()

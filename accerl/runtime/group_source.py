@@ -123,7 +123,7 @@ class GroupSource:
         layout = Layout.from_json(announced["layout"])
         flat = self._shadow.writable(layout)
         try:
-            arrived = group.broadcast(flat, announced["bucket_bytes"])
+            arrived = group.receive(flat, announced["bucket_bytes"])
             sent = self._read(store, epoch, f"{sequence}/checksums", POLL_S)
         except RuntimeError as error:  # what is still on its way may yet be written into the buffer: it is let go
             with contextlib.suppress(RuntimeError):

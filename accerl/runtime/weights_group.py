@@ -68,6 +68,9 @@ class GroupSender:
         """Of the version at hand, for members whom it did not reach whole."""
         self._is_asked_again = False
 
+    def prepare(self, packed: PackedWeights) -> None:
+        packed.checksums(self._bucket_bytes)
+
     def send(self, packed: PackedWeights) -> None:
         """To every member, in as many epochs as it takes; at once if there is none.
 
@@ -154,8 +157,8 @@ class GroupSender:
             "bucket_bytes": self._bucket_bytes,
         }
         self._store.set(key, json.dumps(announcement))
-        checksums = group.broadcast(packed.flat, self._bucket_bytes)
-        self._store.set(f"{key}/checksums", json.dumps(checksums))
+        group.send(packed.flat, self._bucket_bytes)
+        self._store.set(f"{key}/checksums", json.dumps(packed.checksums(self._bucket_bytes)))
         answers = self._answers([f"{key}/answer/{token}" for token in self._tokens])
         self._is_asked_again = b"again" in answers and self._repeats < ATTEMPTS
         for done in (key, f"{key}/checksums"):

@@ -44,6 +44,9 @@ class SharedSender:
         self._path = path
         self._file: _SharedFile | None = None
 
+    def prepare(self, packed: PackedWeights) -> None:
+        packed.checksums(BUCKET_BYTES)
+
     def send(self, packed: PackedWeights) -> None:
         """Returns when it is written; readers take it in their own time.
 
@@ -58,11 +61,9 @@ class SharedSender:
         publication = int(file.header[PUBLICATION]) + 1
         half = publication % 2
         file.header[SEQUENCE[half]] |= np.uint64(1)
-        checksums: list[int] = []
         for part in parts:
             file.half(half)[offset:][part] = packed.flat[part].numpy()
-            checksums.append(checksum(packed.flat[part]))
-        manifest |= {"publication": publication, "offset": offset, "checksums": checksums}
+        manifest |= {"publication": publication, "offset": offset, "checksums": packed.checksums(BUCKET_BYTES)}
         file.write_manifest(half, manifest)
         file.header[SEQUENCE[half]] += np.uint64(1)
         file.header[PUBLICATION] = publication

@@ -31,18 +31,18 @@ class StoreSender:
         self._controller = controller
         self._bucket_bytes = bucket_bytes
 
+    def prepare(self, packed: PackedWeights) -> None:
+        packed.checksums(self._bucket_bytes)
+
     def send(self, packed: PackedWeights) -> None:
-        references: list[ray.ObjectRef[Any]] = []
-        checksums: list[int] = []
-        for part in bucket_slices(packed.layout.num_bytes, self._bucket_bytes):
-            references.append(ray.put(packed.flat[part].numpy()))
-            checksums.append(checksum(packed.flat[part]))
+        parts = bucket_slices(packed.layout.num_bytes, self._bucket_bytes)
+        references: list[ray.ObjectRef[Any]] = [ray.put(packed.flat[part].numpy()) for part in parts]
         manifest = {
             "version": packed.version,
             "layout": packed.layout.to_json(),
             "info": packed.info,
             "bucket_bytes": self._bucket_bytes,
-            "checksums": checksums,
+            "checksums": packed.checksums(self._bucket_bytes),
         }
         published = self._controller.publish.remote(packed.version, [ray.put(manifest), *references])
         ray.get(published, timeout=TRANSFER_TIMEOUT_S)

@@ -170,6 +170,12 @@ class GatedSender:
         self.fails = fails
         self.behind = 0
         self.is_closed = False
+        self.is_prepared = threading.Event()
+        self.is_prepared.set()
+
+    def prepare(self, packed: PackedWeights) -> None:
+        assert self.is_prepared.wait(WAIT_S)
+        packed.checksums(2**20)
 
     def send(self, packed: PackedWeights) -> None:
         self.started.release()
@@ -251,6 +257,20 @@ def test_the_trainer_may_step_while_the_sender_hangs(publisher_of: Make):
     assert [version for version, _, _ in sender.sent] == [0, 5], "the first one and the newest"
     assert all((tensors["weight"] == version).all() for version, tensors, _ in sender.sent)
     assert publisher.statistics.num_skipped == 4
+
+
+def test_the_trainer_may_step_while_the_copy_is_prepared(publisher_of: Make):
+    sender = GatedSender()
+    sender.is_prepared.clear()
+    publisher = publisher_of(sender)
+    policy = nn.Linear(3, 2)
+    publisher.publish(policy, 0)
+    publisher.before_step()
+    assert not publisher.flush(timeout_s=0.05)
+    assert sender.sent == []
+    sender.is_prepared.set()
+    assert publisher.flush(WAIT_S)
+    assert [version for version, *_ in sender.sent] == [0]
 
 
 def test_before_step_waits_for_the_copy(publisher_of: Make):

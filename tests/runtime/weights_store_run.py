@@ -41,18 +41,17 @@ class Learner:
         self._sender = StoreSender(controller, bucket_bytes=2**20)
 
     def publish(self, version: int, flips: bool = False) -> None:
-        """Every float is the version's number; with `flips` the checksums are of other bytes."""
+        """Every float is the version's number; with `flips` one bit is flipped after the checksums were made."""
         import torch
 
-        from accerl.runtime import weights_store
         from accerl.types import Weights
         from accerl.weight_buckets import pack
 
-        checksum = weights_store.checksum
-        weights_store.checksum = lambda bucket: checksum(bucket) ^ flips
         tensors = {"a": torch.full((1_000_000,), float(version)), "b": torch.full((3,), version, dtype=torch.bfloat16)}
-        self._sender.send(pack(Weights(version=version, tensors=tensors, info={"note": "é"})))
-        weights_store.checksum = checksum
+        packed = pack(Weights(version=version, tensors=tensors, info={"note": "é"}))
+        self._sender.prepare(packed)
+        packed.flat[0] ^= flips
+        self._sender.send(packed)
 
 
 class Member:
