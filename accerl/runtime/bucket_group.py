@@ -18,7 +18,7 @@ from torch import Tensor
 
 from accerl.weight_buckets import bucket_slices, checksum
 
-IN_FLIGHT = 16
+IN_FLIGHT = 64
 """Buckets that are on their way at a time; the timeout holds for each."""
 POLL_S = 0.001
 LOOK_S = 0.1
@@ -104,8 +104,7 @@ class BucketGroup:
     def _wait(self, work: Any) -> None:
         now = time.monotonic()
         deadline, look = now + self._timeout_s, now + LOOK_S
-        while not work.is_completed():
-            time.sleep(POLL_S)
+        while not self._is_done_soon(work):
             now = time.monotonic()
             if now > deadline:
                 raise RuntimeError(f"a bucket was not through within {self._timeout_s:g} s")
@@ -114,6 +113,15 @@ class BucketGroup:
                 if self._is_over():
                     raise RuntimeError("the group is over")
         work.wait()  # raises what went wrong
+
+    def _is_done_soon(self, work: Any) -> bool:
+        """Returns as soon as it is, or a moment later."""
+        if self._stream is None:
+            with contextlib.suppress(RuntimeError):  # not yet; or a fault, which the last wait raises
+                work.wait(timedelta(seconds=LOOK_S))
+        elif not work.is_completed():  # through NCCL, waiting waits for nothing
+            time.sleep(POLL_S)
+        return work.is_completed()
 
 
 class _Flight(NamedTuple):

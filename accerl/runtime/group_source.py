@@ -24,7 +24,7 @@ from accerl.weights import ReceiveStatistics
 CONNECT_S = 5.0
 JOIN_EVERY_S = 0.2
 """Outside of a group."""
-IDLE_S = 0.01
+IDLE_S = 0.005
 """Between two looks for the next announcement."""
 ATTEMPTS = 5
 """Groups that may fail in a row."""
