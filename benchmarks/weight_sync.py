@@ -4,7 +4,7 @@
 
 A trainer and two receivers, real processes on one machine. First each channel moves `--mib`, copied and summed up as
 the publisher hands it over (`copy_s`), to both receivers until the last one has it and has verified the checksums; the
-group's broadcast takes turns with a raw gloo broadcast of the same bytes in the same buckets, and `over_raw_gloo` is the
+group's broadcast takes turns with a raw gloo broadcast of the same bytes in the same buckets; `over_raw_gloo` is the
 median of the ratios. Then the trainer steps and publishes each version (at most 512 MiB: both receivers hold three to
 four copies), its forward and backward slept, its update real, while both receivers answer batches of a policy whose
 forward sleeps. `publish_share` is the trainer's own time for a publication over that of its transfer,
