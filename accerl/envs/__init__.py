@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
-from accerl.config import ConfigError, EnvConfig, suggest
+from accerl.config import ConfigError, EnvConfig
+from accerl.plugins import find_object
 from accerl.protocols import Env, Expert
 
 __all__ = ["SUITES", "check_tasks", "make_env", "make_expert"]
@@ -80,15 +80,7 @@ def make_expert(config: EnvConfig, env: Env, *, speed: float = 1.0, noise: float
 
 
 def _function_of(suite: str) -> Callable[[EnvConfig, tuple[str, ...]], Any]:
-    module_name, colon, name = suite.partition(":")
-    if not colon:
-        hint = suggest(suite, list(SUITES))
-        raise ConfigError(f"env.suite: unknown suite {suite!r}; {hint} (or 'package.module:function' of your own)")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(f"env.suite: cannot import {module_name!r} ({error}); is it on sys.path?") from None
-    function = getattr(module, name, None)
+    function = find_object(suite, "env.suite", SUITES)
     if not callable(function):
-        raise ConfigError(f"env.suite: {module_name!r} has no function {name!r}; define one of (EnvConfig, tasks)")
+        raise ConfigError(f"env.suite: {suite!r} is no function of (EnvConfig, tasks)")
     return function

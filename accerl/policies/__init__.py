@@ -7,11 +7,11 @@ config)`, which makes an untrained one for an environment, and takes as keywords
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from accerl.config import ConfigError, PolicyConfig, suggest
+from accerl.config import ConfigError, PolicyConfig
+from accerl.plugins import find_object
 from accerl.protocols import Policy
 from accerl.types import EnvSpec
 
@@ -69,15 +69,7 @@ def find_class(kind: str) -> Any:
     Raises:
         ConfigError: there is none.
     """
-    module_name, colon, name = kind.partition(":")
-    if not colon:
-        hint = suggest(kind, list(KINDS))
-        raise ConfigError(f"policy.kind: this version cannot build {kind!r}; {hint} (or 'package.module:Class')")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(f"policy.kind: cannot import {module_name!r} ({error}); is it on sys.path?") from None
-    found = getattr(module, name, None)
+    found = find_object(kind, "policy.kind", KINDS)
     if not isinstance(found, type):
-        raise ConfigError(f"policy.kind: {module_name!r} has no class {name!r}")
+        raise ConfigError(f"policy.kind: {kind!r} is no class")
     return found

@@ -15,9 +15,10 @@ def own_suite(config: EnvConfig, tasks: tuple[str, ...]) -> Dots:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"suite": "metaword"}, "env.suite: unknown suite 'metaword'; did you mean 'metaworld'?"),
+        ({"suite": "metaword"}, "env.suite: 'metaword' is unknown; did you mean 'metaworld'?"),
         ({"suite": "no_such_package:make"}, "env.suite: cannot import 'no_such_package'"),
-        ({"suite": f"{__name__}:mistyped"}, f"env.suite: '{__name__}' has no function 'mistyped'"),
+        ({"suite": f"{__name__}:mistyped"}, f"env.suite: '{__name__}' has no 'mistyped'"),
+        ({"suite": "accerl.config:__doc__"}, "env.suite: 'accerl.config:__doc__' is no function of (EnvConfig, tasks)"),
         ({"tasks": ("faucet-opne-v3",)}, "env.tasks: unknown task 'faucet-opne-v3'; did you mean 'faucet-open-v3'?"),
         ({"cameras": ("workspac",)}, "env.cameras: unknown camera 'workspac'; did you mean 'workspace'?"),
         ({"suite": "dots"}, "env.tasks: unknown task 'handle-press-v3'; known: blue, red"),
