@@ -83,8 +83,11 @@ def settings(root: Path, seed: int) -> dict[str, Any]:
         "rollout.slots_per_worker": 16,
         "rollout.segment_decisions": 16,
         "inference.batch_size": 16,
+        "inference.adaptive_wait": False,  # training is what binds: full batches leave it more of the two cores
+        "inference.max_wait_s": 0.05,
         "learner.batch_decisions": 32,
         "learner.micro_batch_decisions": 16,
+        "learner.recompute": "fused",
         "learner.value_warmup_updates": 0,
         "learner.checkpoint_every_s": 1e6,
         "replay.max_reuse": 1,
