@@ -186,8 +186,9 @@ def ray_cluster(mib: int, folder: Path) -> Iterator[cluster.Connection]:
     address, token_path = cluster.start(ClusterConfig(object_store_mb=int(2.5 * mib) + 100), folder)
     import ray
 
-    kind = ray.remote(num_cpus=0, max_concurrency=20)(Controller)
-    controllers: list[Any] = [kind.options(name=name).remote() for name in (MOVING, TRAINING)]
+    kind: Any = ray.remote(Controller)
+    options = {"num_cpus": 0, "max_concurrency": 20}
+    controllers = [kind.options(name=name, **options).remote() for name in (MOVING, TRAINING)]
     ray.get([controller.latest.remote(0, 0.0) for controller in controllers])
     try:
         yield cluster.Connection(
