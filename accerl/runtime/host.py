@@ -74,13 +74,16 @@ def _host(config: RunConfig, stop: threading.Event, owner: int | None) -> str:
         return "finished"
     address, token_path = cluster.start(config.cluster, config.folder)
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from accerl.runtime.controller import Controller
 
     stop_on_signal(stop)
     try:
         name = f"{config.name}/controller"
-        actor: Any = ray.remote(Controller).options(name=name, num_cpus=0).remote(config, start)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # with the folder
+        kind: Any = ray.remote(Controller)
+        actor = kind.options(name=name, num_cpus=0, scheduling_strategy=here).remote(config, start)
         finished = actor.run.remote()
         cluster.Connection(
             address=address,

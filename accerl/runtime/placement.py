@@ -27,6 +27,10 @@ KINDS: dict[str, Any] = {
     "rollout": RolloutActor,
 }
 
+TOKEN_BYTES = 1
+"""Memory that a role asks for. Ray lets an actor that asks for nothing be placed by any node, by what that happens to
+know; the others are placed by the controller's node, which spreads them in turn."""
+
 
 class Roles:
     """The actors of a run, by name `KIND-NUMBER`. Ray restarts their processes; `supervisor` starts their work again.
@@ -71,6 +75,7 @@ class Roles:
         options: dict[str, Any] = {
             "max_restarts": -1,
             "max_task_retries": 0,
+            "memory": TOKEN_BYTES,
             "name": f"{self._config.name}/{name}",
             **resources(self._config, kind),
             **self._strategy(kind, number),
@@ -104,7 +109,7 @@ class Roles:
         if self._shared is not None and _is_shared(self._config, kind, number):
             strategy: Any = PlacementGroupSchedulingStrategy(self._shared, placement_group_bundle_index=0)
         elif kind in ("learner", "replay"):
-            strategy = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+            strategy = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         else:
             strategy = "SPREAD"
         return {"scheduling_strategy": strategy}
