@@ -64,9 +64,11 @@ class RolloutWorker:
 
     async def _run_slot(self, slot: int) -> None:
         stage = _Stage(slot, self._executors[slot % len(self._executors)] if self._executors else None, self._tracer)
-        env = await stage.call(self._make_env)
+        made: list[Env] = []
         episode = 0
         try:
+            await stage.call(lambda: made.append(self._make_env()))
+            (env,) = made
             while True:
                 with self._tracer.span("wait_credit", str(slot)):
                     plan = await self._tasks.next_episode()
@@ -80,7 +82,8 @@ class RolloutWorker:
                     self._client.leave()
                 episode += 1
         finally:
-            await stage.call(env.close)
+            for env in made:
+                await stage.call(env.close)
 
     async def _play(self, env: Env, stage: _Stage, plan: EpisodePlan, seed: int, origin: str) -> None:
         observation, _ = await stage.call(lambda: env.reset(seed=seed % 2**31, options={"task": plan.task}))
@@ -142,9 +145,15 @@ class _Stage:
         self._tracer = tracer
 
     async def call(self, function: Callable[[], Result]) -> Result:
+        """To its end, also when it is cancelled meanwhile."""
         if self._executor is None:
             return self._timed(function)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._timed, function)
+        called = asyncio.get_running_loop().run_in_executor(self._executor, self._timed, function)
+        try:
+            return await asyncio.shield(called)
+        except asyncio.CancelledError:
+            await asyncio.wait([called])
+            raise
 
     def _timed(self, function: Callable[[], Result]) -> Result:
         started = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -41,8 +41,16 @@ class Counting:
 
     spec = SPEC
 
-    def __init__(self, length: int = 7, truncated: bool = False, fail_at: int | None = None) -> None:
-        self.length, self.truncated, self.fail_at = length, truncated, fail_at
+    def __init__(
+        self,
+        length: int = 7,
+        truncated: bool = False,
+        fail_at: int | None = None,
+        making: Callable[[], None] = lambda: None,
+        closing: Callable[[], None] = lambda: None,
+    ) -> None:
+        making()
+        self.length, self.truncated, self.fail_at, self.closing = length, truncated, fail_at, closing
         self.step = -1
         self.resets: list[tuple[int | None, Any]] = []
         self.actions: list[float] = []
@@ -79,6 +87,7 @@ class Counting:
 
     def close(self) -> None:
         assert not self.closed
+        self.closing()
         self.threads.add(threading.current_thread().name)
         self.closed = True
 
@@ -332,6 +341,30 @@ def test_one_slot_steps_while_another_waits_and_cancelling_closes_every_environm
         asyncio.run(asyncio.wait_for(play(), 20))
     assert [episode.origin for episode in scene.tasks.episodes] == ["worker/1/0", "worker/1/1", "worker/1/2"]
     assert [env.closed for env in scene.envs] == [True, True]
+
+
+@pytest.mark.parametrize("stage", ["making", "closing"])
+def test_cancelling_while_a_thread_makes_or_closes_an_environment_loses_none(stage):
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        assert may_go_on.wait(20)
+
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        held: dict[str, Any] = {stage: hold}
+        scene = Scene(plans(1), executor=executor, **held)
+
+        async def play() -> None:
+            run = asyncio.create_task(scene.worker.run())
+            await until(begun.is_set)
+            run.cancel()
+            asyncio.get_running_loop().call_later(0.05, may_go_on.set)
+            with pytest.raises(asyncio.CancelledError):
+                await run
+
+        asyncio.run(asyncio.wait_for(play(), 20))
+    assert [env.closed for env in scene.envs] == [True]
 
 
 def test_with_an_executor_environments_are_touched_by_its_thread_only():
