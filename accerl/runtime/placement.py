@@ -75,7 +75,6 @@ class Roles:
         options: dict[str, Any] = {
             "max_restarts": -1,
             "max_task_retries": 0,
-            "memory": TOKEN_BYTES,
             "name": f"{self._config.name}/{name}",
             **resources(self._config, kind),
             **self._strategy(kind, number),
@@ -107,12 +106,12 @@ class Roles:
     def _strategy(self, kind: str, number: int) -> dict[str, Any]:
         """Where Ray may put it: beside the controller, on a shared device, or spread out."""
         if self._shared is not None and _is_shared(self._config, kind, number):
-            strategy: Any = PlacementGroupSchedulingStrategy(self._shared, placement_group_bundle_index=0)
-        elif kind in ("learner", "replay"):
+            bundle = PlacementGroupSchedulingStrategy(self._shared, placement_group_bundle_index=0)
+            return {"scheduling_strategy": bundle}
+        strategy: Any = "SPREAD"
+        if kind in ("learner", "replay"):
             strategy = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        else:
-            strategy = "SPREAD"
-        return {"scheduling_strategy": strategy}
+        return {"scheduling_strategy": strategy, "memory": TOKEN_BYTES}
 
 
 def initial_counts(config: RunConfig) -> dict[str, int]:
