@@ -6,54 +6,52 @@ The same object is built in Python, read from TOML (`RunConfig.load`) and change
 
 from __future__ import annotations
 
-import difflib
-import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=True)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+from accerl.sections import ConfigError as ConfigError
+from accerl.sections import Fraction, NonNegative, Positive, PositiveFloat
+from accerl.sections import Section as Section
+from accerl.sections import merge as merge
+from accerl.sections import read_file as read_file
+from accerl.sections import suggest as suggest
+
 Mode = Literal["async", "barrier", "one_step_off", "sync"]
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot work, in one line: the field, the reason and the remedy."""
+class LiberoConfig(Section):
+    """Of the LIBERO suites."""
 
-
-class Section(BaseModel):
-    """Base of every section: immutable, an unknown key is an error, and every error is one line.
-
-    Raises:
-        ConfigError: on construction, naming the field.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants")
-
-    def __init__(self, **fields: Any) -> None:
-        try:
-            super().__init__(**fields)
-        except ValidationError as error:
-            raise ConfigError(_one_line(error, type(self))) from None
+    init_states: Literal["train", "evaluation", "all"] = "train"
+    """Which of a task's 50 initial states: the first 30, the last 20, or all, as published evaluations use."""
+    settle_steps: NonNegative = 10
+    """Environment steps before an episode, in which objects come to rest; not counted."""
+    settle_gripper: Annotated[float, Field(ge=-1, le=1)] = -1.0
+    """The gripper's action in those steps; -1 opens it."""
+    lag: bool = False
+    """Observe as LIBERO does, 48 ms late, for checkpoints that were trained so; else as it is now."""
+    reflections: bool = False
+    """Draw them, as LIBERO does, for checkpoints that were trained so; costs up to half of the speed."""
+    max_simulations: Positive = 10
+    """Tasks that a stepping thread keeps compiled, about 0.7 GB each; another one replaces the least needed in 2 s."""
 
 
 class EnvConfig(Section):
     """Which simulator and which of its tasks."""
 
     suite: str = "metaworld"
-    """`metaworld`, `dots`, `gymnasium`, or `package.module:function` of your own that takes (EnvConfig, tasks)."""
+    """`metaworld`, `libero_spatial`, `libero_object`, `libero_goal`, `libero_10`, `libero_90`, `dots`, `gymnasium`, or
+    `package.module:function` of your own that takes (EnvConfig, tasks). The LIBERO suites bring other defaults."""
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "handle-press-v3",
         "coffee-button-v3",
         "faucet-open-v3",
         "faucet-close-v3",
     )
-    """Task names of the suite; rollouts are spread over them by the task sampler."""
+    """Of the suite; rollouts are spread over them by the task sampler. LIBERO also takes task ids, and `all`."""
     image_size: Annotated[int, Field(ge=16, le=1024)] = 64
     """Height and width of the camera images, pixels."""
     cameras: Annotated[tuple[str, ...], Field(min_length=1)] = ("workspace",)
@@ -64,8 +62,20 @@ class EnvConfig(Section):
     """Environment steps for which each action is held."""
     max_decisions: Positive = 12
     """Decisions after which an episode is truncated."""
+    max_env_steps: Positive | None = None
+    """Environment steps after which an episode is truncated, also inside a chunk; none: `max_decisions` alone."""
     reward: Literal["success", "dense"] = "success"
     """`success`: 1 at success, then the episode ends; `dense`: the simulator's own reward."""
+    libero: LiberoConfig = LiberoConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_suite(cls, fields: Any) -> Any:
+        if isinstance(fields, Mapping) and str(fields.get("suite", "")).startswith("libero_"):
+            from accerl.envs.libero.suites import with_defaults
+
+            return with_defaults(fields)
+        return fields
 
 
 class PolicyConfig(Section):
@@ -449,60 +459,3 @@ class RunConfig(Section):
                 f"{learner.value_warmup_updates}, so the policy would never train; raise it",
             ),
         ]
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """The content of a `.toml` or `.json` configuration file.
-
-    Raises:
-        ConfigError: it is missing, of another kind, or not well-formed.
-    """
-    if path.suffix not in (".toml", ".json"):
-        raise ConfigError(f"config: {path} is neither .toml nor .json")
-    try:
-        text = path.read_text()
-        content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except OSError as error:
-        raise ConfigError(f"config: cannot read {path} ({error.strerror})") from None
-    except ValueError as error:
-        raise ConfigError(f"config: {path} is not valid {path.suffix[1:].upper()} ({error})") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"config: {path} holds no sections, but {content!r:.40}")
-    return content
-
-
-def merge(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`fields` with each dotted name of `overrides` set in a copy."""
-    merged: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in fields.items()}
-    for name, value in overrides.items():
-        *sections, last = name.split(".")
-        target = merged
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise ConfigError(f"{name}: {section} is not a section")
-        target[last] = dict(value) if isinstance(value, dict) else value
-    return merged
-
-
-def suggest(word: str, known: list[str]) -> str:
-    """` did you mean 'x'?`, or the known words if none is near."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-
-
-def _one_line(error: ValidationError, model: type[BaseModel]) -> str:
-    first, *others = error.errors()
-    path = ".".join(str(part) for part in first["loc"])
-    cause = first.get("ctx", {}).get("error")
-    if first["type"] == "extra_forbidden":
-        text = f"{path}: unknown key; {suggest(str(first['loc'][-1]), list(model.model_fields))}"
-    elif isinstance(cause, ConfigError):
-        text = f"{path}.{cause}"
-    elif isinstance(cause, ValueError):
-        text = f"{path}: {cause}" if path else str(cause)
-    elif first["type"] == "missing":
-        text = f"{path}: is required; give one"
-    else:
-        text = f"{path}: {first['msg'][0].lower()}{first['msg'][1:]} (got {first['input']!r})"
-    return text + (f" (and {len(others)} more)" if others else "")

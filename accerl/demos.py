@@ -6,17 +6,21 @@ An episode is recorded action by action, so that a chunk can start at any of the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from accerl.config import ConfigError, DemosConfig, EnvConfig
+from accerl.files import write_file
 from accerl.protocols import Env, Expert
 from accerl.rollout import derive_seed
+from accerl.statistics import summarize
 from accerl.types import Array
 
 FORMAT = 1
@@ -37,7 +41,8 @@ class Demonstration:
 def single_action(env: EnvConfig, config: DemosConfig) -> EnvConfig:
     """The same environment with one action a decision, and `config.patience` times as long an episode."""
     num_actions = round(env.max_decisions * env.chunk_length * config.patience)
-    return env.model_copy(update={"chunk_length": 1, "max_decisions": num_actions})
+    limit = None if env.max_env_steps is None else round(env.max_env_steps * config.patience)
+    return env.model_copy(update={"chunk_length": 1, "max_decisions": num_actions, "max_env_steps": limit})
 
 
 def record(
@@ -74,24 +79,47 @@ def save(folder: Path, demonstrations: Sequence[Demonstration], env: EnvConfig, 
     shards = []
     for first in range(0, len(demonstrations), config.episodes_per_shard):
         part = demonstrations[first : first + config.episodes_per_shard]
-        name = f"shard-{len(shards):05d}.safetensors"
+        shards.append(folder / f"shard-{len(shards):05d}.safetensors")
         save_file(
             {
                 "images": np.concatenate([episode.images for episode in part]),
                 "proprio": np.concatenate([episode.proprio for episode in part]),
                 "action": np.concatenate([episode.action for episode in part]),
             },
-            folder / name,
+            shards[-1],
         )
         episodes = [{"task": e.task, "instruction": e.instruction, "length": len(e.action)} for e in part]
-        shards.append({"file": name, "episodes": episodes})
+        write_shard_index(shards[-1], episodes)
+    write_index(folder, env, config, shards)
+
+
+def write_shard_index(shard: Path, episodes: Sequence[Mapping[str, Any]]) -> None:
+    """The JSON file beside a shard: its episodes in order, each with task, instruction and length."""
+    write_file(shard.with_suffix(".json"), json.dumps({"format": FORMAT, "episodes": list(episodes)}, indent=1))
+
+
+def write_index(folder: Path, env: EnvConfig, config: DemosConfig, shards: Sequence[Path]) -> None:
+    """`dataset.json`: settings, shards and statistics of actions and proprioception."""
+    index, action, proprio = [], [], []
+    for shard in shards:
+        index.append({"file": shard.name, "episodes": json.loads(shard.with_suffix(".json").read_text())["episodes"]})
+        with safe_open(shard, framework="numpy") as arrays:
+            action.append(arrays.get_tensor("action"))
+            proprio.append(arrays.get_tensor("proprio"))
+    actions = np.concatenate(action)
     content = {
         "format": FORMAT,
         "env": env.model_dump(mode="json"),
         "demos": config.model_dump(mode="json"),
-        "shards": shards,
+        "statistics": {
+            "action": summarize(actions, mask=[*[True] * (actions.shape[1] - 1), False]),
+            "proprio": summarize(np.concatenate(proprio)),
+            "num_transitions": len(actions),
+            "num_trajectories": sum(len(shard["episodes"]) for shard in index),
+        },
+        "shards": index,
     }
-    (folder / "dataset.json").write_text(json.dumps(content, indent=1))
+    write_file(folder / "dataset.json", json.dumps(content, indent=1))
 
 
 def load(folder: Path) -> tuple[list[Demonstration], EnvConfig]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from accerl.config import RolloutConfig
+from accerl.config import EnvConfig, RolloutConfig
+from accerl.episode_pool import EpisodePool, Incident, PoolConfig
 from accerl.inference import LocalClient, PolicyServer
 from accerl.protocols import Env
 from accerl.rollout import RolloutWorker, derive_seed
 from accerl.types import Episode, EpisodePlan, Trajectory
+
+if TYPE_CHECKING:
+    from accerl.players import Played
 
 Z_95 = 1.959963984540054
 
@@ -70,6 +75,11 @@ class EvaluationReport:
     """The episodes of one evaluation and what they add up to."""
 
     episodes: tuple[Episode, ...]
+    played: tuple[Played, ...] = ()
+    """The same with seeds, initial states and films, if workers have played them."""
+    incidents: tuple[Incident, ...] = ()
+    given_up: dict[str, str] = field(default_factory=dict)
+    """Tasks whose environment kept failing, and how the last time; the rest of their episodes is missing."""
 
     @property
     def success(self) -> SuccessRate:
@@ -88,7 +98,13 @@ def count(episodes: Sequence[Episode]) -> SuccessRate:
 def plan_episodes(tasks: Sequence[str], episodes_per_task: int, seed: int, greedy: bool) -> list[EpisodePlan]:
     """The same number of episodes of each task, with seeds that no training run uses."""
     return [
-        EpisodePlan(task=task, seed=derive_seed(EVALUATION, seed, index, episode), greedy=greedy)
+        EpisodePlan(
+            task=task,
+            seed=derive_seed(EVALUATION, seed, index, episode),
+            greedy=greedy,
+            start=episode,
+            number=episode,
+        )
         for episode in range(episodes_per_task)
         for index, task in enumerate(tasks)
     ]
@@ -106,7 +122,7 @@ def shuffle_instructions(plans: Sequence[EpisodePlan], instructions: dict[str, s
     for index, plan in enumerate(plans):
         others = [text for text in instructions.values() if text != instructions[plan.task]]
         wrong = others[index // len(instructions) % len(others)]
-        shuffled.append(EpisodePlan(task=plan.task, seed=plan.seed, greedy=plan.greedy, instruction=wrong))
+        shuffled.append(replace(plan, instruction=wrong))
     return shuffled
 
 
@@ -130,6 +146,48 @@ def evaluate(
     )
     asyncio.run(worker.run())
     return EvaluationReport(tuple(tasks.episodes))
+
+
+def evaluate_in_pool(
+    server: PolicyServer | None,
+    env: EnvConfig,
+    plans: Sequence[EpisodePlan],
+    config: PoolConfig,
+    films: Path | None = None,
+    on_episode: Callable[[Episode], None] | None = None,
+    on_incident: Callable[[Incident], None] = lambda incident: None,
+) -> EvaluationReport:
+    """Play the planned episodes in worker processes; what dies or hangs is replaced, and its episode played again.
+
+    Args:
+        server: None: the scripted demonstrator of the suite plays; `env` must then take single actions.
+        films: folder for films of failures.
+    """
+    from accerl.players import player_of
+
+    pool: EpisodePool[EpisodePlan, Played] = EpisodePool(
+        config,
+        player_of(env, {} if server is None else None, films),
+        task_of=_task_of,
+        answer=None if server is None else server.answer,
+    )
+
+    def count(plan: EpisodePlan, played: Played) -> None:
+        if on_episode is not None:
+            on_episode(played.episode)
+
+    outcome = pool.run(plans, count, on_incident)
+    played = tuple(outcome.results[index] for index in sorted(outcome.results))
+    return EvaluationReport(
+        episodes=tuple(item.episode for item in played),
+        played=played,
+        incidents=tuple(outcome.incidents),
+        given_up=outcome.given_up,
+    )
+
+
+def _task_of(plan: EpisodePlan) -> str:
+    return plan.task
 
 
 EVALUATION = int.from_bytes(b"eval", "big")

@@ -52,6 +52,11 @@ def rollout_film(
     write_film(path, frames)
 
 
+def take_film(path: Path, take: Take) -> None:
+    """One episode alone."""
+    write_film(path, _side_by_side({"": take}))
+
+
 def write_film(path: Path, frames: Iterator[np.ndarray]) -> None:
     """Encode frames, uint8 [height, width, 3], all of one size with even sides.
 
@@ -91,11 +96,16 @@ class Take:
 
 
 class FilmedEnv:
-    """An `Env` that keeps a view of every environment step."""
+    """An `Env` that keeps a view of every environment step.
 
-    def __init__(self, env: Env, takes: list[Take]) -> None:
+    Args:
+        on_view: called after each.
+    """
+
+    def __init__(self, env: Env, takes: list[Take], on_view: Callable[[], None] = lambda: None) -> None:
         self.takes = takes
         self._env = env
+        self._on_view = on_view
 
     @property
     def spec(self) -> EnvSpec:
@@ -122,6 +132,7 @@ class FilmedEnv:
 
     def _shoot(self) -> None:
         self.takes[-1].frames.append(self._env.render(VIEW))
+        self._on_view()
 
 
 def _play(
@@ -156,7 +167,8 @@ def _side_by_side(takes: Mapping[str, Take]) -> Iterator[np.ndarray]:
                 _centred(draw, middle, label, TEXT)
                 continue
             colour = GOOD if take.success else BAD
-            _centred(draw, middle, f"{label}: {'success' if take.success else 'failure'}", colour)
+            result = "success" if take.success else "failure"
+            _centred(draw, middle, f"{label}: {result}" if label else result, colour)
             draw.rectangle((left, BAND, left + VIEW - 1, BAND + VIEW - 1), outline=colour, width=3)
         yield np.asarray(picture)
 

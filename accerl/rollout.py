@@ -86,7 +86,7 @@ class RolloutWorker:
                 await stage.call(env.close)
 
     async def _play(self, env: Env, stage: _Stage, plan: EpisodePlan, seed: int, origin: str) -> None:
-        observation, _ = await stage.call(lambda: env.reset(seed=seed % 2**31, options={"task": plan.task}))
+        observation, _ = await stage.call(lambda: env.reset(seed=seed % 2**31, options=options_of(plan)))
         observation = instruct(observation, plan)
         segment = _Segment(plan, observation, episode_step=0, origin=origin)
         totals = np.zeros(3)
@@ -214,6 +214,11 @@ class _Segment:
     @staticmethod
     def _column(values: list[Any], dtype: Any) -> np.ndarray:
         return np.array(values, dtype=dtype)
+
+
+def options_of(plan: EpisodePlan) -> dict[str, Any]:
+    """For the environment's `reset`."""
+    return {"task": plan.task} if plan.start is None else {"task": plan.task, "init_state": plan.start}
 
 
 def instruct(observation: Observation, plan: EpisodePlan) -> Observation:

@@ -45,6 +45,8 @@ class EnvSpec:
     """Environment steps for which each action is held."""
     max_decisions: int
     """Decisions after which an episode is truncated."""
+    max_env_steps: int | None = None
+    """Environment steps after which it is truncated, also inside a chunk."""
 
 
 class ChunkResult(NamedTuple):
@@ -73,6 +75,8 @@ class EpisodePlan:
     greedy: bool = False
     instruction: str | None = None
     """Given to the policy in place of the environment's own."""
+    start: int | None = None
+    """Which of the environment's fixed initial states, where it has some; None: the seed chooses."""
     number: int = -1
     """Of the episode in its run; -1 outside of one."""
     policy_version: int | None = None

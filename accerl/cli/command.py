@@ -53,15 +53,17 @@ class Command(Generic[Options]):
         )
 
 
-def _sections(model: type[Section], values: Mapping[str, Any]) -> list[RenderableType]:
-    """A table of the model's own options, then one for each section below it; `values` go before the defaults."""
+def _sections(
+    model: type[Section], values: Mapping[str, Any], title: str = "options", prefix: str = ""
+) -> list[RenderableType]:
+    """A table of the model's own options, then those of the sections below it; `values` go before the defaults."""
     own = {name: field for name, field in model.model_fields.items() if not is_section(field.annotation)}
-    tables: list[RenderableType] = [_table("options", "", own, values)]
+    tables: list[RenderableType] = [_table(title, prefix, own, values)]
     for name, field in model.model_fields.items():
         if is_section(field.annotation):
             section: Any = field.annotation
-            about = field.description or section.__doc__.splitlines()[0]
-            tables.append(_table(f"{name}: {about}", f"{name}.", section.model_fields, values.get(name, {})))
+            about = f"{prefix}{name}: {field.description or section.__doc__.splitlines()[0]}"
+            tables += _sections(section, values.get(name, {}), about, f"{prefix}{name}.")
     return tables
 
 

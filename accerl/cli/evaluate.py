@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+from pydantic import model_validator
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from accerl.cli.command import Command
 from accerl.cli.options import from_file
-from accerl.config import ConfigError, EnvConfig, InferenceConfig, NonNegative, Positive, Section, read_file
+from accerl.config import ConfigError, EnvConfig, InferenceConfig, Section, read_file
 from accerl.console import progress, say
+from accerl.envs.libero.protocols import PROTOCOLS, describe, leakage
+from accerl.envs.libero.suites import SUITES as LIBERO
+from accerl.episode_pool import PoolConfig
 from accerl.files import write_file
+from accerl.sections import NonNegative, Positive, PositiveFloat
 
 if TYPE_CHECKING:
     from accerl.evaluation import EvaluationReport
     from accerl.protocols import Policy
     from accerl.types import Episode, EpisodePlan
 
+DEMONSTRATOR = "demonstrator"
 ORIGIN = "origin.json"
 """File beside a cloned policy that says how it was made, and so in which environment it acts."""
 
@@ -29,7 +38,8 @@ class EvalOptions(Section):
     """What is played, and how."""
 
     policy: Path
-    """Folder of the policy: made by `accerl clone`, or RUN/checkpoints/step-N, or RUN for its newest checkpoint."""
+    """Folder of the policy: made by `accerl clone`, or RUN/checkpoints/step-N, or RUN for its newest checkpoint; or
+    `demonstrator`, the scripted expert of the suite."""
     config: Path | None = None
     """Recipe (`quickstart`) or TOML or JSON file whose `env` section is used; default: what the policy was made for."""
     episodes_per_task: Positive = 25
@@ -40,46 +50,127 @@ class EvalOptions(Section):
     """Give each episode the instruction of another task, which shows how much the policy heeds language."""
     seed: NonNegative = 0
     """Of the episodes; training never uses the same ones."""
+    protocol: Literal["openvla-oft", "simplevla-rl", "rlinf"] | None = None
+    """Evaluate on LIBERO as others do: their step limits, settling and initial states; none: those of `env`, on
+    initial states that training does not use."""
+    num_workers: Positive | None = None
+    """Processes with an environment each, replaced if one dies or hangs; none: one a core for LIBERO, else everything
+    in this process."""
+    hang_s: PositiveFloat = 120.0
+    """Seconds without a sign of life after which a worker is replaced."""
+    films: Path | None = None
+    """Folder for films of the episodes that failed; with workers."""
     num_slots: Positive = 16
-    """Environments at once; the result does not depend on it."""
+    """Environments at once without workers; the result does not depend on it."""
     num_threads: Positive = 1
     """Torch threads."""
     out: Path | None = None
     """JSON file for the result."""
     env: EnvConfig = EnvConfig()
 
+    @model_validator(mode="after")
+    def _suite_fits(self) -> Self:
+        if self.protocol is not None:
+            PROTOCOLS[self.protocol].apply(self.env)
+        if self.is_demonstrator and self.shuffle_instructions:
+            raise ValueError("shuffle_instructions: the demonstrator does not listen; give a policy")
+        if self.films is not None and self.workers == 0:
+            raise ValueError("films: are made by workers; add --num-workers N")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _held_out_states(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        env = fields.get("env")
+        if isinstance(env, Mapping) and env.get("suite") in LIBERO:
+            libero = {"init_states": "evaluation", **env.get("libero", {})}
+            return {**fields, "env": {**env, "libero": libero}}
+        return fields
+
+    @property
+    def is_demonstrator(self) -> bool:
+        return str(self.policy) == DEMONSTRATOR
+
+    @property
+    def played_env(self) -> EnvConfig:
+        """`env` under the protocol; of single actions and without images for the demonstrator."""
+        env = self.env if self.protocol is None else PROTOCOLS[self.protocol].apply(self.env)
+        if not self.is_demonstrator:
+            return env
+        single = {"chunk_length": 1, "max_decisions": env.max_decisions * env.chunk_length}
+        return env.model_copy(update={**single, "cameras": () if env.suite in LIBERO else env.cameras})
+
+    @property
+    def workers(self) -> int:
+        """0: everything in this process."""
+        default = len(os.sched_getaffinity(0)) if self.env.suite in LIBERO or self.is_demonstrator else 0
+        return default if self.num_workers is None else self.num_workers
+
 
 def evaluate(options: EvalOptions) -> int:
-    import torch
-
-    from accerl.checkpoint import load_policy
-    from accerl.envs import make_env
-    from accerl.evaluation import evaluate as play
-    from accerl.inference import PolicyServer
-
-    torch.set_num_threads(options.num_threads)
-    policy = load_policy(find_policy(options.policy))
+    policy = None if options.is_demonstrator else _load(options)
     plans = plan(options, policy)
-    how = "greedy" if options.greedy else "sampled"
-    played: list[bool] = []
+    how = "demonstrated" if policy is None else "greedy" if options.greedy else "sampled"
+    conditions = describe(options.played_env, options.protocol) if options.env.suite in LIBERO else {}
+    if conditions and (warning := leakage(options.played_env.libero.init_states, _trained_states(options))):
+        say(warning)
+    succeeded: list[bool] = []
     with progress(len(plans), f"{how} episodes") as advance:
 
         def count(episode: Episode) -> None:
-            played.append(episode.success)
-            advance(f"success {sum(played) / len(played):.2f}")
+            succeeded.append(episode.success)
+            advance(f"success {sum(succeeded) / len(succeeded):.2f}")
 
-        server = PolicyServer(policy, InferenceConfig())
-        report = play(server, lambda: make_env(options.env), plans, options.num_slots, on_episode=count)
-    Console(highlight=False).print(table(report))
+        report = _play(options, policy, plans, count)
+    console = Console(highlight=False)
+    console.print(table(report))
+    for task, reason in report.given_up.items():
+        console.print(Text(f"{task}: given up after repeated failures of its environment, {reason}", style="red"))
+    if conditions:
+        console.print(Text("  ".join(f"{key} {value}" for key, value in conditions.items())), soft_wrap=True)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         settings = options.model_dump(mode="json", exclude={"out", "config", "num_slots", "num_threads"})
-        write_file(options.out, json.dumps({**to_dict(report), **settings}, indent=1))
+        write_file(options.out, json.dumps({**to_dict(report), **settings, "conditions": conditions}, indent=1))
         say(f"written to {options.out}")
     return 0
 
 
-def plan(options: EvalOptions, policy: Policy) -> list[EpisodePlan]:
+def _load(options: EvalOptions) -> Policy:
+    import torch
+
+    from accerl.checkpoint import load_policy
+
+    torch.set_num_threads(options.num_threads)
+    return load_policy(find_policy(options.policy))
+
+
+def _play(
+    options: EvalOptions, policy: Policy | None, plans: list[EpisodePlan], on_episode: Callable[[Episode], None]
+) -> EvaluationReport:
+    from accerl.envs import make_env
+    from accerl.evaluation import evaluate, evaluate_in_pool
+
+    server = None
+    if policy is not None:
+        from accerl.inference import PolicyServer
+
+        server = PolicyServer(policy, InferenceConfig())
+    if options.workers == 0:
+        assert server is not None
+        return evaluate(server, lambda: make_env(options.env), plans, options.num_slots, on_episode=on_episode)
+    return evaluate_in_pool(
+        server,
+        options.played_env,
+        plans,
+        PoolConfig(num_workers=options.workers, hang_s=options.hang_s),
+        films=options.films,
+        on_episode=on_episode,
+        on_incident=lambda incident: say(f"{incident.task}: a worker {incident.kind} and is replaced"),
+    )
+
+
+def plan(options: EvalOptions, policy: Policy | None) -> list[EpisodePlan]:
     """The episodes, once it is sure that the policy fits the environment.
 
     Raises:
@@ -90,6 +181,8 @@ def plan(options: EvalOptions, policy: Policy) -> list[EpisodePlan]:
 
     tasks = options.env.tasks
     plans = plan_episodes(tasks, options.episodes_per_task, options.seed, options.greedy)
+    if policy is None:
+        return plans
     env = make_env(options.env)
     try:
         policy.check_env(env.spec)
@@ -114,7 +207,9 @@ def table(report: EvaluationReport) -> Table:
 def to_dict(report: EvaluationReport) -> dict[str, Any]:
     """JSON-compatible."""
     by_task = {task: rate.to_dict() for task, rate in report.by_task.items()}
-    return {**report.success.to_dict(), "by_task": by_task}
+    own = {"given_up": report.given_up, "incidents": [asdict(incident) for incident in report.incidents]}
+    played = [{**asdict(item), "episode": asdict(item.episode)} for item in report.played]
+    return {**report.success.to_dict(), "by_task": by_task, **own, "played": played}
 
 
 def find_policy(path: Path) -> Path:
@@ -136,24 +231,47 @@ def find_policy(path: Path) -> Path:
 
 
 def env_of_policy(model: type[EvalOptions], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The environment in the configuration file, or else the one that the policy was made for.
+    """The environment in the configuration file, or else the one that the policy was made for, without its choice of
+    initial states.
 
     Raises:
         ConfigError: there is neither, nor any `--env` option.
     """
     if values.get("config"):
-        return from_file(model, values)
-    if "policy" not in values:
-        return {}  # which the model will complain about
-    policy = find_policy(Path(values["policy"]))
-    if (policy / ORIGIN).exists():
-        return {"env": json.loads((policy / ORIGIN).read_text())["env"]}
-    config = policy.parent.parent / "config.json"  # policy is RUN/checkpoints/step-N
-    if config.exists():
-        return {"env": read_file(config)["env"]}
+        return _without_init_states(from_file(model, values))
+    if "policy" not in values or "env" in values:
+        return {}  # what is missing the model will complain about
+    if values["policy"] != DEMONSTRATOR and (env := origin(find_policy(Path(values["policy"])))) is not None:
+        return _without_init_states({"env": env})
     if not any(name.startswith("env.") for name in values):
-        raise ConfigError(f"env: {policy} does not say which environment it is for; give --config FILE or --env.tasks")
+        raise ConfigError(
+            f"env: {values['policy']} does not say which environment it is for; give --env SUITE or --config FILE"
+        )
     return {}
+
+
+def origin(policy: Path) -> dict[str, Any] | None:
+    """The environment that the policy of a folder was made for; None: it does not say."""
+    if (policy / ORIGIN).exists():
+        return json.loads((policy / ORIGIN).read_text())["env"]
+    config = policy.parent.parent / "config.json"  # policy is RUN/checkpoints/step-N
+    return read_file(config)["env"] if config.exists() else None
+
+
+def _without_init_states(fields: dict[str, Any]) -> dict[str, Any]:
+    """Training's initial states are not to be evaluated on unless that is asked for."""
+    env = dict(fields.get("env", {}))
+    if "libero" in env:
+        env["libero"] = {name: value for name, value in env["libero"].items() if name != "init_states"}
+    return {**fields, "env": env}
+
+
+def _trained_states(options: EvalOptions) -> str | None:
+    """The split of LIBERO's initial states that the policy was trained on; None: not known, or on another suite."""
+    env = None if options.is_demonstrator else origin(find_policy(options.policy))
+    if env is None or env["suite"] != options.env.suite:
+        return None
+    return env.get("libero", {}).get("init_states", "train")
 
 
 COMMAND = Command(
@@ -169,5 +287,9 @@ COMMAND = Command(
             "accerl eval --policy runs/run --greedy --episodes-per-task 100 --out e.json",
         ),
         ("does it listen?", "accerl eval --policy runs/run --shuffle-instructions"),
+        (
+            "the scripted expert on LIBERO, as OpenVLA-OFT is evaluated",
+            "accerl eval --env libero_spatial --policy demonstrator --protocol openvla-oft --episodes-per-task 5",
+        ),
     ),
 )

@@ -1,6 +1,7 @@
 """Command lines as dotted names of fields, laid over a configuration file and checked by the models that Python uses.
 
 --learner.policy-lr 1e-4   --env.tasks=red,blue   --no-objective.normalize-advantages   --limits.max-updates none
+--env libero_goal   a suite with its own defaults, in the place of the whole section
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ def parse(arguments: Sequence[str], model: type[Section], positional: str | None
         option, equals, text = argument.partition("=")
         name = option[2:].replace("-", "_")
         annotation = annotation_of(model, name)
+        if annotation is EnvConfig and (equals or (waiting and not waiting[0].startswith("--"))):
+            values[name] = {"suite": text if equals else waiting.popleft()}
+            continue
         if is_section(annotation):
             example = f"{option}.{next(iter(annotation.model_fields))}".replace("_", "-")
             raise ConfigError(f"{name}: is a section; set its fields one by one, such as {example}")
@@ -55,7 +59,7 @@ def parse(arguments: Sequence[str], model: type[Section], positional: str | None
             values[name] = True
         else:
             raise ConfigError(f"{name}: has no value; write {option} VALUE")
-    return values
+    return dict(sorted(values.items(), key=lambda item: item[0].count(".")))  # whole sections first
 
 
 def from_file(model: type[Section], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from accerl.config import ConfigError, EnvConfig
+from accerl.envs.libero import suites
+from accerl.envs.libero.suites import SUITES as LIBERO_SUITES
 from accerl.plugins import find_object
 from accerl.protocols import Env, Expert
 
 __all__ = ["SUITES", "check_tasks", "make_env", "make_expert"]
 
-SUITES = ("metaworld", "dots", "gymnasium")
+SUITES = ("metaworld", *LIBERO_SUITES, "dots", "gymnasium")
 """Besides these, a suite is `package.module:function`, called with (EnvConfig, tasks)."""
 
 
@@ -19,8 +21,8 @@ def make_env(config: EnvConfig, tasks: tuple[str, ...] | None = None) -> Env:
     """The environment of `config`, for `tasks` only if they are given.
 
     Raises:
-        ConfigError: an unknown suite, task or camera.
-        RenderingError: there is no OpenGL, which Meta-World needs.
+        ConfigError: an unknown suite, task or camera; LIBERO is not installed.
+        RenderingError: there is no OpenGL, which Meta-World and LIBERO need.
     """
     tasks = tasks or config.tasks
     check_tasks(config, tasks)
@@ -29,6 +31,10 @@ def make_env(config: EnvConfig, tasks: tuple[str, ...] | None = None) -> Env:
             from accerl.envs.metaworld import MetaWorld
 
             return MetaWorld(config, tasks)
+        case suite if suite in LIBERO_SUITES:
+            from accerl.envs.libero.environment import Libero
+
+            return Libero(config, tasks)
         case "dots":
             from accerl.envs.dots import Dots
 
@@ -49,6 +55,9 @@ def check_tasks(config: EnvConfig, tasks: tuple[str, ...] | None = None) -> None
     """
     tasks = tasks or config.tasks
     match config.suite:
+        case name if name in LIBERO_SUITES:
+            suites.check(name, tasks, config.cameras)
+            return
         case "metaworld":
             from accerl.envs import metaworld_tasks as suite
         case "dots":
@@ -74,8 +83,13 @@ def make_expert(config: EnvConfig, env: Env, *, speed: float = 1.0, noise: float
             controller = experts.metaworld_controller
         case "dots":
             controller = experts.dots_controller
+        case suite if suite in LIBERO_SUITES:
+            from accerl.envs.libero.demonstrator.expert import Demonstrator
+
+            return Demonstrator(speed=speed, noise=noise, seed=seed)
         case _:
-            raise ConfigError(f"env.suite: {config.suite!r} has no scripted expert; use 'metaworld' or 'dots'")
+            known = "'metaworld', 'dots' or a LIBERO suite"
+            raise ConfigError(f"env.suite: {config.suite!r} has no scripted expert; use {known}")
     return experts.ScriptedExpert(controller, speed=speed, noise=noise, seed=seed)
 
 

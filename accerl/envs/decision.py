@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -25,12 +26,13 @@ class DecisionLoop:
 
     def __init__(self, spec: EnvSpec) -> None:
         self.num_decisions = 0
+        self.num_env_steps = 0
         self._spec = spec
         self._started = False
         self._ended = False
 
     def start(self) -> None:
-        self.num_decisions = 0
+        self.num_decisions = self.num_env_steps = 0
         self._started, self._ended = True, False
 
     def run(
@@ -56,16 +58,19 @@ class DecisionLoop:
         if not np.isfinite(actions).all():
             raise ValueError("actions must be finite")
         reward, num_env_steps, last = 0.0, 0, Step(0.0, False, False, False)
+        most = spec.max_env_steps or math.inf
         for action in np.repeat(actions, spec.steps_per_action, axis=0):
             last = step(action)
             reward += last.reward
             num_env_steps += 1
             if on_step is not None:
                 on_step()
-            if last.terminal or last.truncated:
+            if last.terminal or last.truncated or self.num_env_steps + num_env_steps >= most:
                 break
         self.num_decisions += 1
-        truncated = not last.terminal and (last.truncated or self.num_decisions >= spec.max_decisions)
+        self.num_env_steps += num_env_steps
+        at_limit = self.num_decisions >= spec.max_decisions or self.num_env_steps >= most
+        truncated = not last.terminal and (last.truncated or at_limit)
         self._ended = last.terminal or truncated
         return ChunkResult(
             observation=observe(),
@@ -84,10 +89,11 @@ class DecisionLoop:
 
     def save_state(self) -> dict[str, np.ndarray]:
         self.check_started()
-        return {"num_decisions": np.array(self.num_decisions), "ended": np.array(self._ended)}
+        counts = {"num_decisions": np.array(self.num_decisions), "num_env_steps": np.array(self.num_env_steps)}
+        return {**counts, "ended": np.array(self._ended)}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        self.num_decisions = int(state["num_decisions"])
+        self.num_decisions, self.num_env_steps = int(state["num_decisions"]), int(state["num_env_steps"])
         self._started, self._ended = True, bool(state["ended"])
 
 

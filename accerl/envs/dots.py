@@ -49,6 +49,7 @@ class Dots:
             chunk_length=config.chunk_length,
             steps_per_action=config.steps_per_action,
             max_decisions=config.max_decisions,
+            max_env_steps=config.max_env_steps,
         )
         self.task = self.spec.tasks[0]
         self.agent = np.zeros(2)

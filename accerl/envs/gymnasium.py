@@ -62,6 +62,7 @@ class GymnasiumEnv:
             chunk_length=config.chunk_length,
             steps_per_action=config.steps_per_action,
             max_decisions=min([config.max_decisions, *limits]),
+            max_env_steps=config.max_env_steps,
         )
         self.task = self.spec.tasks[0]
         self._instruction = instruction

@@ -44,6 +44,7 @@ class MetaWorld:
             chunk_length=config.chunk_length,
             steps_per_action=config.steps_per_action,
             max_decisions=config.max_decisions,
+            max_env_steps=config.max_env_steps,
         )
         self.task = self.spec.tasks[0]
         self._cameras = config.cameras

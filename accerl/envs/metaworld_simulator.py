@@ -169,7 +169,9 @@ class _Stage:
             groups = (*VISIBLE_GROUPS, ARM_GROUP) if film else VISIBLE_GROUPS
             sites = "the mark" in INSTRUCTIONS[self.task]
             samples = 4 if film else 0
-            self._views[size, film] = rendering.View(self._model, size, samples=samples, groups=groups, sites=sites)
+            self._views[size, film] = rendering.View(
+                self._model, size, samples=samples, groups=groups, sites=sites, without=rendering.PLAIN
+            )
         return self._views[size, film]
 
     def _layout(self) -> dict[str, np.ndarray]:

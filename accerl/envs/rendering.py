@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,33 +107,48 @@ def _software_renderer() -> dict[str, str]:
     return {"LP_NUM_THREADS": os.environ.get("LP_NUM_THREADS", "0")}
 
 
+PLAIN = ("shadow", "reflection", "haze", "skybox")
+"""Effects that cost most of the time."""
+
+
 class View:
-    """Square pictures of a MuJoCo model without shadows, reflections, haze or sky, which cost most of the time.
+    """Square pictures of a MuJoCo model.
 
     Belongs to the thread that made it, as its GL context does.
 
     Args:
-        samples: of multisampling; 0 for images that a policy sees.
+        samples: of multisampling; 0 for images that a policy sees. None: what the model says.
         groups: geometry groups that are drawn.
         sites: whether MuJoCo's sites, marks without a body, are drawn.
+        without: effects that are left out, among `PLAIN`.
     """
 
-    def __init__(self, model: Any, size: int, *, samples: int, groups: tuple[int, ...], sites: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        size: int,
+        *,
+        samples: int | None = None,
+        groups: tuple[int, ...],
+        sites: bool = True,
+        without: tuple[str, ...] = (),
+    ) -> None:
         import mujoco
 
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
         model.vis.global_.offheight = max(model.vis.global_.offheight, size)
-        model.vis.quality.offsamples = samples
-        model.vis.quality.shadowsize = 0
+        if samples is not None:
+            model.vis.quality.offsamples = samples
+        if "shadow" in without:
+            model.vis.quality.shadowsize = 0
         self._mujoco = mujoco
         self._model = model
         self._gl = _gl_context()
-        self._gl.make_current()
-        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        with _current(self._gl):
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         self._scene = mujoco.MjvScene(model, maxgeom=2000)
-        flags = mujoco.mjtRndFlag
-        for flag in (flags.mjRND_SHADOW, flags.mjRND_REFLECTION, flags.mjRND_HAZE, flags.mjRND_SKYBOX):
-            self._scene.flags[flag] = False
+        for effect in without:
+            self._scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{effect.upper()}")] = False
         self._option = mujoco.MjvOption()
         self._option.geomgroup[:] = [group in groups for group in range(len(self._option.geomgroup))]
         if not sites:
@@ -142,19 +159,38 @@ class View:
     def render(self, data: Any, camera: Any) -> np.ndarray:
         """What `camera` (an MjvCamera) sees, uint8 [size, size, 3]."""
         mujoco = self._mujoco
-        self._gl.make_current()
         category = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(self._model, data, self._option, None, camera, category, self._scene)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
-        mujoco.mjr_render(self._rect, self._scene, self._context)
         image = np.empty((self._rect.height, self._rect.width, 3), np.uint8)
-        mujoco.mjr_readPixels(image, None, self._rect, self._context)
+        with _current(self._gl):
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+            mujoco.mjr_render(self._rect, self._scene, self._context)
+            mujoco.mjr_readPixels(image, None, self._rect, self._context)
         return image[::-1].copy()  # OpenGL's first row is the lowest
 
     def close(self) -> None:
-        self._gl.make_current()
-        self._context.free()
+        with _current(self._gl):
+            self._context.free()
         _open_views.discard(self)
+
+
+@contextlib.contextmanager
+def _current(gl: Any) -> Iterator[None]:
+    """With this GL context; then with the one before, because other renderers (robosuite's) trust to theirs."""
+    before = None
+    if os.environ.get("MUJOCO_GL") == "egl":
+        from mujoco.egl import egl_ext
+
+        context = egl_ext.eglGetCurrentContext()
+        if context and context.address != gl._context.address:
+            before = egl_ext.eglGetCurrentDisplay(), context
+    gl.make_current()
+    try:
+        yield
+    finally:
+        if before is not None:
+            display, context = before
+            egl_ext.eglMakeCurrent(display, egl_ext.EGL_NO_SURFACE, egl_ext.EGL_NO_SURFACE, context)
 
 
 _open_views: set[View] = set()

@@ -1,0 +1,61 @@
+"""From the goal of a task to the order of skills that reaches it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from accerl.envs.libero.demonstrator.motions import Motion
+from accerl.envs.libero.demonstrator.scene import Scene
+from accerl.envs.libero.demonstrator.skills import Skills
+
+ORDER = {"open": 0, "turnon": 1, "turnoff": 1, "on": 2, "in": 2, "close": 3}
+"""A drawer is opened before something is put in, and closed after it."""
+PASSES = 3
+"""Times that the whole plan is tried."""
+FLAT, WIDE = 0.04, 0.10
+"""Metres: lower and wider things are pushed over a table, not carried."""
+CLOSED_MARGIN = 0.05
+
+
+def plan(scene: Scene) -> Motion:
+    """Actions for the whole task; ends when its goal holds or nothing more is to be tried."""
+    skills = Skills(scene)
+    for _ in range(PASSES):
+        for goal in sorted(scene.goals, key=lambda goal: ORDER[goal[0]]):
+            if not scene.holds(goal):
+                yield from _achieve(scene, skills, goal)
+        if all(scene.holds(goal) for goal in scene.goals):
+            return True
+    return False
+
+
+def _achieve(scene: Scene, skills: Skills, goal: tuple[str, ...]) -> Motion:
+    predicate, name, *others = goal
+    match predicate:
+        case "on" | "in":
+            return (yield from _carry(scene, skills, name, others[0], predicate == "in"))
+        case "open":
+            joint = scene.joint(name)
+            assert joint is not None, f"{name} has no joint"
+            return (yield from skills.open(joint))
+    raise NotImplementedError(f"no skill reaches {' '.join(goal)}")
+
+
+def _carry(scene: Scene, skills: Skills, name: str, target: str, inside: bool) -> Motion:
+    joint = None if scene.is_object(target) else scene.joint(target)
+    if inside and joint is not None and joint.is_slide and abs(joint.position) < CLOSED_MARGIN:
+        yield from skills.open(joint)
+    if target.endswith("_contain_region"):
+        target = scene.parent(target) or target
+    clearance = scene.position(target)[2]
+    if scene.is_object(target):
+        clearance = max(clearance, scene.points(scene.body(target))[:, 2].max())
+    if not (yield from skills.pick(name, float(clearance))):
+        return False
+    return (yield from skills.place(name, target, inside))
+
+
+def is_flat(scene: Scene, name: str) -> bool:
+    """Whether a thing is to be pushed."""
+    extent = np.ptp(scene.points(scene.body(name)), axis=0)
+    return bool(extent[2] < FLAT and extent[:2].min() > WIDE)

@@ -1,0 +1,279 @@
+"""Demonstrations recorded by worker processes: first what happened in every episode, then the images.
+
+    plan -> record: one file an episode, states and actions, without drawing  -> render: the actions played again,
+                    the states compared, images drawn: one shard -> dataset.json with statistics
+
+What exists is not made again, so that a recording that was cut off goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from accerl.config import ConfigError, DemosConfig, EnvConfig
+from accerl.demos import Demonstration, single_action, write_index, write_shard_index
+from accerl.episode_pool import Channel, EpisodePool, Incident, Outcome, PoolConfig
+from accerl.files import write_file
+from accerl.protocols import StatefulEnv
+from accerl.rollout import derive_seed
+
+ATTEMPTS = 6
+"""Times that an episode is tried, with other noise and initial states, until the expert succeeds."""
+TOLERANCE = 1e-9
+"""Most that a state may differ when the actions are played again; on one kind of machine it does not at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An episode that is to be recorded."""
+
+    task: str
+    number: int
+    """Of the task's."""
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """An episode that has been: everything that plays it again."""
+
+    task: str
+    instruction: str
+    seed: int
+    start: int
+    """Initial state, where the environment has some; else without effect."""
+    length: int
+    tried: int
+    path: Path
+
+
+def play_episodes(
+    folder: Path,
+    env: EnvConfig,
+    config: DemosConfig,
+    pool: PoolConfig,
+    on_episode: Callable[[str], None] = lambda task: None,
+    on_incident: Callable[[Incident], None] = lambda incident: None,
+) -> list[Recorded]:
+    """Every episode's states and actions, in files below `folder`; task by task.
+
+    Args:
+        on_episode: called with the task of each that is there.
+
+    Raises:
+        ConfigError: the folder holds a recording with other settings.
+        RuntimeError: the expert failed `ATTEMPTS` times in a row, or an environment kept failing.
+    """
+    episodes = folder / "episodes"
+    episodes.mkdir(parents=True, exist_ok=True)
+    _claim(folder, env, config)
+    wanted = [
+        Wanted(task, number, episodes / f"{index:03d}-{number:05d}.safetensors")
+        for number in range(config.episodes_per_task)
+        for index, task in enumerate(env.tasks)
+    ]
+    missing = [item for item in wanted if not item.path.exists()]
+    for item in wanted:
+        if item.path.exists():
+            on_episode(item.task)
+    workers: EpisodePool[Wanted, Recorded] = EpisodePool(pool, partial(_Recorder, env, config), _task_of)
+    _refuse_gaps(workers.run(missing, lambda item, _: on_episode(item.task), on_incident))
+    return [read_recorded(path) for path in sorted(item.path for item in wanted)]
+
+
+def draw_images(
+    folder: Path,
+    env: EnvConfig,
+    config: DemosConfig,
+    recorded: Sequence[Recorded],
+    pool: PoolConfig,
+    on_shard: Callable[[str], None] = lambda name: None,
+    on_incident: Callable[[Incident], None] = lambda incident: None,
+) -> None:
+    """Play the recorded actions again, with images, and make `folder` a data set.
+
+    Raises:
+        RuntimeError: a state is not the recorded one, or an environment kept failing.
+    """
+    size = config.episodes_per_shard
+    shards = [
+        _Shard(folder / f"shard-{number:05d}.safetensors", tuple(recorded[first : first + size]))
+        for number, first in enumerate(range(0, len(recorded), size))
+    ]
+    missing = [shard for shard in shards if not shard.path.with_suffix(".json").exists()]
+    for shard in shards[: len(shards) - len(missing)]:
+        on_shard(shard.path.name)
+    workers: EpisodePool[_Shard, None] = EpisodePool(pool, partial(_Renderer, env, config), _first_task_of)
+    _refuse_gaps(workers.run(missing, lambda shard, _: on_shard(shard.path.name), on_incident))
+    write_index(folder, env, config, [shard.path for shard in shards])
+
+
+def read_recorded(path: Path) -> Recorded:
+    """Without its arrays."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        fields = json.loads(file.metadata()["episode"])
+    return Recorded(**fields, path=path)
+
+
+class _Recorder:
+    """Plays the expert until it succeeds, and writes what it did."""
+
+    def __init__(self, env: EnvConfig, config: DemosConfig):
+        from accerl.envs import make_env, make_expert
+
+        self._config = config
+        self._tasks = env.tasks
+        self._env: Any = make_env(without_images(single_action(env, config)))
+        self._expert = partial(make_expert, env, self._env, speed=config.speed, noise=config.noise)
+
+    def play(self, wanted: Wanted, channel: Channel) -> Recorded:
+        index = self._tasks.index(wanted.task)
+        for attempt in range(ATTEMPTS):
+            seed = derive_seed(self._config.seed, index, wanted.number, attempt) % 2**31
+            start = wanted.number + attempt
+            states, actions, success = self._play(wanted.task, seed, start, channel)
+            if success:
+                break
+        else:
+            raise RuntimeError(
+                f"demos.noise: the expert failed {ATTEMPTS} times in a row at {wanted.task}; lower the noise"
+            )
+        recorded = Recorded(
+            task=wanted.task,
+            instruction=self._instruction,
+            seed=seed,
+            start=start,
+            length=len(actions),
+            tried=attempt + 1,
+            path=wanted.path,
+        )
+        fields = {name: value for name, value in asdict(recorded).items() if name != "path"}
+        temporary = wanted.path.with_suffix(".part")
+        save_file(
+            {"states": np.stack(states), "action": np.stack(actions)},
+            temporary,
+            metadata={"episode": json.dumps(fields)},
+        )
+        temporary.rename(wanted.path)
+        return recorded
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _play(
+        self, task: str, seed: int, start: int, channel: Channel
+    ) -> tuple[list[np.ndarray], list[np.ndarray], bool]:
+        """States before each action, the actions, and whether it succeeded."""
+        expert = self._expert(seed=seed)
+        observation, _ = self._env.reset(seed=seed, options={"task": task, "init_state": start})
+        self._instruction = observation["instruction"]
+        states, actions = [], []
+        while True:
+            states.append(physics_of(self._env))
+            actions.append(expert(self._env).astype(np.float32))
+            result = self._env.step_chunk(actions[-1][None], on_step=channel.beat)
+            if result.terminal or result.truncated:
+                return states, actions, result.success
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    path: Path
+    episodes: tuple[Recorded, ...]
+
+
+class _Renderer:
+    """Plays recorded actions again, with images, and writes a shard."""
+
+    def __init__(self, env: EnvConfig, config: DemosConfig):
+        from accerl.envs import make_env
+
+        self._env: Any = make_env(single_action(env, config))
+
+    def play(self, shard: _Shard, channel: Channel) -> None:
+        demonstrations = [self._draw(episode, channel) for episode in shard.episodes]
+        arrays = {
+            "images": np.concatenate([demonstration.images for demonstration in demonstrations]),
+            "proprio": np.concatenate([demonstration.proprio for demonstration in demonstrations]),
+            "action": np.concatenate([demonstration.action for demonstration in demonstrations]),
+            "state": np.concatenate([load_file(episode.path)["states"] for episode in shard.episodes]),
+        }
+        temporary = shard.path.with_suffix(".part")
+        save_file(arrays, temporary)
+        temporary.rename(shard.path)
+        fields = ("task", "instruction", "length", "seed", "start")
+        index = [{name: getattr(episode, name) for name in fields} for episode in shard.episodes]
+        write_shard_index(shard.path, index)
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _draw(self, episode: Recorded, channel: Channel) -> Demonstration:
+        arrays = load_file(episode.path)
+        options = {"task": episode.task, "init_state": episode.start}
+        observation, _ = self._env.reset(seed=episode.seed, options=options)
+        images, proprio = [], []
+        for step, (state, action) in enumerate(zip(arrays["states"], arrays["action"], strict=True)):
+            difference = np.abs(physics_of(self._env) - state).max()
+            if difference > TOLERANCE:
+                raise RuntimeError(
+                    f"{episode.path}: at step {step} the state differs by {difference:.1e} from the recorded"
+                )
+            images.append(observation["images"])
+            proprio.append(observation["proprio"])
+            observation = self._env.step_chunk(action[None], on_step=channel.beat).observation
+        return Demonstration(
+            task=episode.task,
+            instruction=episode.instruction,
+            images=np.stack(images),
+            proprio=np.stack(proprio),
+            action=arrays["action"],
+        )
+
+
+def without_images(env: EnvConfig) -> EnvConfig:
+    """LIBERO's without cameras; drawing costs more than stepping there."""
+    return env.model_copy(update={"cameras": ()}) if env.suite.startswith("libero_") else env
+
+
+def physics_of(env: StatefulEnv) -> np.ndarray:
+    """MuJoCo's state of an environment, flat, float64; of another simulator, all of its numbers."""
+    state = env.save_state()
+    if "physics" in state:
+        return state["physics"]
+    return np.concatenate([np.ravel(value).astype(float) for value in state.values() if value.dtype.kind in "bif"])
+
+
+def _claim(folder: Path, env: EnvConfig, config: DemosConfig) -> None:
+    """Mark the folder with the settings, or find the same ones there."""
+    settings = {"env": env.model_dump(mode="json"), "demos": config.model_dump(mode="json")}
+    path = folder / "recording.json"
+    if not path.exists():
+        write_file(path, json.dumps(settings, indent=1))
+    elif json.loads(path.read_text()) != json.loads(json.dumps(settings)):
+        raise ConfigError(
+            f"out: {folder} holds a recording with other settings; add --overwrite or give another folder"
+        )
+
+
+def _refuse_gaps(outcome: Outcome[Any, Any]) -> None:
+    for task, reason in outcome.given_up.items():
+        raise RuntimeError(f"{task}: {reason}")
+
+
+def _task_of(wanted: Wanted) -> str:
+    return wanted.task
+
+
+def _first_task_of(shard: _Shard) -> str:
+    return shard.episodes[0].task
