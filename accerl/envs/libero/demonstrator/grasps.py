@@ -40,14 +40,15 @@ class Surroundings:
         across = np.abs(offset @ np.array([-fingers[1], fingers[0]]))
         palm = (along < 0.112) & (across < 0.035) & (self._heights > grasp[2] + 0.030)
         tips = (along > 0.036) & (along < 0.062) & (across < 0.014) & (self._heights > grasp[2] - 0.008)
-        return int(palm.sum()) + 2 * int(tips.sum())
+        wrist = (np.linalg.norm(offset, axis=-1) < 0.07) & (self._heights > grasp[2] + 0.12)
+        return int(palm.sum()) + 2 * int(tips.sum()) + int(wrist.sum())
 
 
-def plan_grasp(scene: Scene, name: str, *, low: float = 0.0) -> Grasp:
+def plan_grasp(scene: Scene, name: str, *, inset: float = 0.006) -> Grasp:
     """The best grasp of an object.
 
     Args:
-        low: metres below the usual height, for a better hold.
+        inset: metres from the outer edge of a rim to the middle between the fingers.
     """
     points = scene.points(scene.body(name))
     top, bottom = points[:, 2].max(), points[:, 2].min()
@@ -55,10 +56,10 @@ def plan_grasp(scene: Scene, name: str, *, low: float = 0.0) -> Grasp:
     surroundings = Surroundings(scene, centre)
     across = scene.hand_rotation[:2, 1]
     present = float(np.arctan2(across[1], across[0]))
-    z = max(bottom + 0.010, min(top - 0.025, (top + bottom) / 2 + 0.01)) - low
+    z = max(bottom + 0.010, min(top - 0.025, (top + bottom) / 2 + 0.01))
     candidates = _across(points[points[:, 2] > top - 0.04], z, present, surroundings)
     if not candidates:
-        candidates = _rim(points[points[:, 2] > top - 0.015], top, present, surroundings)
+        candidates = _rim(points[points[:, 2] > top - 0.015], top, inset, present, surroundings)
     return max(candidates, key=lambda grasp: grasp.score)
 
 
@@ -80,14 +81,14 @@ def _across(points: np.ndarray, z: float, present: float, surroundings: Surround
     return grasps
 
 
-def _rim(rim: np.ndarray, top: float, present: float, surroundings: Surroundings) -> list[Grasp]:
+def _rim(rim: np.ndarray, top: float, inset: float, present: float, surroundings: Surroundings) -> list[Grasp]:
     centre = (rim[:, :2].max(0) + rim[:, :2].min(0)) / 2
     radius = np.linalg.norm(rim[:, :2] - centre, axis=1).max()
     grasps = []
     for angle in np.deg2rad(np.arange(0, 360, 15)):
         fingers = np.array([np.cos(angle), np.sin(angle)])
         for lift in (0.0, 0.008):
-            place = np.append(centre + fingers * (radius - 0.006), top - 0.022 + lift)
+            place = np.append(centre + fingers * (radius - inset), top - 0.022 + lift)
             turn = abs(wrap(angle - present))
             hits = min(surroundings.collisions(place, fingers), 10)
             grasps.append(Grasp(place, float(angle), -0.4 * turn - 0.3 * hits - 20 * lift))

@@ -17,6 +17,8 @@ FAST, SLOW = 0.05, 0.03
 """Metres in one environment step."""
 POSITION_SCALE, ROTATION_SCALE = 0.05, 0.5
 """Metres and radians that an action of 1 asks for."""
+ROTATION_GAIN = 0.7
+"""Of the remaining turn, asked for in each step."""
 ROTATION_TOLERANCE = 0.08
 STALL_STEPS = 9
 
@@ -49,14 +51,14 @@ def reach(
         if np.linalg.norm(error) < 0.04:
             integral = np.clip(integral + 0.15 * error, -0.02, 0.02)
         step = error * min(1.0, speed / max(np.abs(error).max(), 1e-9))
-        yield action_of(step + integral, 0.5 * turn, grip)
+        yield action_of(step + integral, ROTATION_GAIN * turn, grip)
     return False
 
 
 def hold(scene: Scene, rotation: np.ndarray, grip: float, num_steps: int) -> Motion:
     """Stay, while the fingers move or things come to rest."""
     for _ in range(num_steps):
-        yield action_of(np.zeros(3), 0.5 * rotation_vector(rotation @ scene.hand_rotation.T), grip)
+        yield action_of(np.zeros(3), ROTATION_GAIN * rotation_vector(rotation @ scene.hand_rotation.T), grip)
     return True
 
 

@@ -15,6 +15,8 @@ PASSES = 3
 FLAT, WIDE = 0.04, 0.10
 """Metres: lower and wider things are pushed over a table, not carried."""
 CLOSED_MARGIN = 0.05
+ON, OFF = 0.6, -0.003
+"""Radians of a knob: LIBERO calls it on from 0.5, and off below 0."""
 
 
 def plan(scene: Scene) -> Motion:
@@ -34,10 +36,17 @@ def _achieve(scene: Scene, skills: Skills, goal: tuple[str, ...]) -> Motion:
     match predicate:
         case "on" | "in":
             return (yield from _carry(scene, skills, name, others[0], predicate == "in"))
+    joint = scene.joint(name)
+    assert joint is not None, f"{name} has no joint"
+    match predicate:
         case "open":
-            joint = scene.joint(name)
-            assert joint is not None, f"{name} has no joint"
             return (yield from skills.open(joint))
+        case "close":
+            return (yield from skills.close(joint))
+        case "turnon":
+            return (yield from skills.turn(joint, ON))
+        case "turnoff":
+            return (yield from skills.turn(joint, OFF))
     raise NotImplementedError(f"no skill reaches {' '.join(goal)}")
 
 
@@ -47,6 +56,8 @@ def _carry(scene: Scene, skills: Skills, name: str, target: str, inside: bool) -
         yield from skills.open(joint)
     if target.endswith("_contain_region"):
         target = scene.parent(target) or target
+    if not scene.is_object(target) and not scene.parent(target) and is_flat(scene, name):
+        return (yield from skills.push(name, target))
     clearance = scene.position(target)[2]
     if scene.is_object(target):
         clearance = max(clearance, scene.points(scene.body(target))[:, 2].max())

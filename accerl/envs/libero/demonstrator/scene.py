@@ -112,6 +112,10 @@ class Scene:
             high=float(high),
         )
 
+    def joint_position(self, joint: Joint) -> float:
+        """Where it is now."""
+        return float(self.data.joint(joint.name).qpos[0])
+
     def points(self, body: int) -> np.ndarray:
         """Of the surface of a body and what hangs on it [point, 3]: corners of shapes, vertices of meshes."""
         clouds = [self._geom_points(geom) for part in self._subtree(body) for geom in self._geoms(part)]
@@ -181,7 +185,7 @@ class Scene:
         return bool(self.model.geom_contype[geom] or self.model.geom_conaffinity[geom])
 
     def _is_hinge_or_slide(self, joint: str) -> bool:
-        return self.model.jnt_type[self.model.joint(joint).id] >= mujoco.mjtJoint.mjJNT_SLIDE
+        return self.model.jnt_type[self.model.joint(joint).id] >= int(mujoco.mjtJoint.mjJNT_SLIDE)
 
     def _geom_points(self, geom: int) -> np.ndarray:
         kinds = mujoco.mjtGeom
