@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from accerl.envs.libero.demonstrator.motions import Motion
-from accerl.envs.libero.demonstrator.scene import Scene
+from accerl.envs.libero.demonstrator.scene import Joint, Scene
 from accerl.envs.libero.demonstrator.skills import Skills
 
 ORDER = {"open": 0, "turnon": 1, "turnoff": 1, "on": 2, "in": 2, "close": 3}
@@ -15,6 +15,9 @@ PASSES = 3
 FLAT, WIDE = 0.04, 0.10
 """Metres: lower and wider things are pushed over a table, not carried."""
 CLOSED_MARGIN = 0.05
+HAND_CLEARANCE = 0.10
+"""Metres between the middle of a thing and an open drawer that the hand needs to take it."""
+ANGLES = np.deg2rad(np.arange(0, 360, 22.5))
 ON, OFF = 0.6, -0.003
 """Radians of a knob: LIBERO calls it on from 0.5, and off below 0."""
 
@@ -53,6 +56,8 @@ def _achieve(scene: Scene, skills: Skills, goal: tuple[str, ...]) -> Motion:
 def _carry(scene: Scene, skills: Skills, name: str, target: str, inside: bool) -> Motion:
     joint = None if scene.is_object(target) else scene.joint(target)
     if inside and joint is not None and joint.is_slide and abs(joint.position) < CLOSED_MARGIN:
+        if (aside := place_aside(scene, name, joint)) is not None:
+            yield from skills.drag(name, aside)
         yield from skills.open(joint)
     if target.endswith("_contain_region"):
         target = scene.parent(target) or target
@@ -64,6 +69,33 @@ def _carry(scene: Scene, skills: Skills, name: str, target: str, inside: bool) -
     if not (yield from skills.pick(name, float(clearance))):
         return False
     return (yield from skills.place(name, target, inside))
+
+
+def place_aside(scene: Scene, name: str, drawer: Joint) -> np.ndarray | None:
+    """The nearest free place [2] on the table where the hand gets at a hollow thing when `drawer` is open.
+
+    None: it stays where it is, out of the way, or is not hollow, or there is no such place.
+    """
+    low, high = scene.swept(drawer)
+    points = scene.points(scene.body(name))
+    centre = scene.position(name)[:2]
+    radius = float(np.ptp(points[:, :2], axis=0).max()) / 2
+
+    def clearance(place: np.ndarray) -> float:
+        return float(np.linalg.norm(np.maximum(0.0, np.maximum(low - place, place - high))))
+
+    if clearance(centre) >= HAND_CLEARANCE or 2 * radius < WIDE:
+        return None
+    around = np.stack([np.cos(ANGLES), np.sin(ANGLES)], -1)
+    for distance in np.arange(0.03, 0.21, 0.015):
+        for place in sorted(centre + distance * around, key=clearance, reverse=True):
+            if clearance(place) < HAND_CLEARANCE:
+                break
+            disc = place + radius * np.concatenate([around, 0.5 * around, np.zeros((1, 2))])
+            heights = scene.heights(disc[:, 0], disc[:, 1], ignore=scene.body(name))
+            if heights.max() - points[:, 2].min() < 0.01:
+                return place
+    return None
 
 
 def is_flat(scene: Scene, name: str) -> bool:

@@ -121,6 +121,13 @@ class Scene:
         clouds = [self._geom_points(geom) for part in self._subtree(body) for geom in self._geoms(part)]
         return np.concatenate([cloud for cloud in clouds if len(cloud)])
 
+    def swept(self, joint: Joint) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper corner [2] of the table below a drawer on its way from where it is to fully open."""
+        points = self.points(joint.body)[:, :2]
+        ends = [points + (end - joint.position) * joint.axis[:2] for end in (joint.low, joint.high)]
+        ends = [points, max(ends, key=lambda end: float(np.abs(end - points).max()))]
+        return np.min(ends, axis=(0, 1)), np.max(ends, axis=(0, 1))
+
     def solid_boxes(self, body: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Centre and half extent along the world's axes of each collision shape of a body alone."""
         boxes = []

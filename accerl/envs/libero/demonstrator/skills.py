@@ -25,8 +25,10 @@ LIFTED = 0.03
 """Metres that a thing must rise to count as held."""
 RIDGE = 0.012
 """Height of the part of a knob that is taken."""
-TURN, TURN_STEPS = 1.2, 20
-"""Radians that the hand turns a knob at most, and in how many steps."""
+TURN, TURN_STEPS = 2.8, 24
+"""Radians that the hand goes around a knob at most, and in how many steps."""
+DRAG_HEIGHT = 0.022
+"""Of the fingertips above the bottom of a thing that they are in."""
 INSETS = (0.006, 0.014, 0.022)
 """Metres from the outer edge of a rim at which it is taken, one after another."""
 PUSH_HEIGHT = 0.012
@@ -92,6 +94,23 @@ class Skills:
         yield from hold(scene, rotation, OPEN, 10)
         return True
 
+    def drag(self, name: str, place: np.ndarray) -> Motion:
+        """Move a hollow thing over the table to `place` [2], with the closed fingers inside of it."""
+        scene = self._scene
+        bottom, top = (edge(scene.points(scene.body(name))[:, 2]) for edge in (np.min, np.max))
+        start = scene.position(name)
+        yield from reach(scene, above(start, top + 0.06), self._upright, CLOSED, tolerance=0.02)
+        yield from reach(scene, above(start, bottom + DRAG_HEIGHT), self._upright, CLOSED, max_steps=30)
+        for _ in range(ATTEMPTS):
+            way = np.append(place - scene.position(name)[:2], 0.0)
+            if np.linalg.norm(way) < 0.02:
+                break
+            radius = 0.03 * way / np.linalg.norm(way)
+            aim = above(scene.position(name) + way + radius, bottom + DRAG_HEIGHT)
+            yield from reach(scene, aim, self._upright, CLOSED, max_steps=30)
+        yield from self._rise(top + 0.06)
+        return True
+
     def open(self, joint: Joint) -> Motion:
         """Pull a drawer by its handle, from the front."""
         scene = self._scene
@@ -114,27 +133,30 @@ class Skills:
         return (yield from self._push_drawer(joint) if joint.is_slide else self._push_door(joint))
 
     def turn(self, joint: Joint, target: float) -> Motion:
-        """Take a knob from above and turn it until its joint is past `target`, radians."""
+        """Push the end of a knob's ridge around with the closed fingers until its joint is past `target`, radians."""
         scene = self._scene
         points = scene.points(joint.body)
         top = points[:, 2].max()
         ridge = points[points[:, 2] > top - RIDGE, :2]
-        angle = narrowest(ridge)
-        centre = (ridge.max(0) + ridge.min(0)) / 2
-        rotation = self._down(angle)
-        yield from reach(scene, above(centre, top + 0.10), rotation, OPEN, tolerance=0.012, max_steps=80)
-        yield from reach(scene, above(centre, top - RIDGE), rotation, OPEN, tolerance=0.008, speed=SLOW)
-        yield from hold(scene, rotation, CLOSED, GRASP_STEPS)
-        start, arm = scene.hand_rotation, scene.hand - joint.anchor
+        across = narrowest(ridge)
         sign = 1.0 if target > joint.position else -1.0
-        for step in range(1, TURN_STEPS + 1):
-            turned = about_z(sign * step * TURN / TURN_STEPS * float(np.sign(joint.axis[2])))
-            place = above(joint.anchor + turned @ arm, scene.hand[2])
-            yield from reach(scene, place, turned @ start, CLOSED, tolerance=0.02, max_steps=3)
+        turn = sign * float(np.sign(joint.axis[2]))
+        end = across + np.pi / 2  # the end of the ridge that is further from the robot's base, where the arm has room
+        end += np.pi if np.cos(end) < 0 else 0.0
+        radius = 0.9 * float(np.abs((ridge - joint.anchor[:2]) @ np.array([np.cos(end), np.sin(end)])).max())
+
+        def place(turned: float, height: float) -> np.ndarray:
+            angle = end + turn * turned
+            return above(joint.anchor[:2] + radius * np.array([np.cos(angle), np.sin(angle)]), height)
+
+        start = -0.03 / radius - 0.35
+        yield from reach(scene, place(start, top + 0.08), self._upright, CLOSED, tolerance=0.015, max_steps=80)
+        yield from reach(scene, place(start, top - RIDGE), self._upright, CLOSED, max_steps=40)
+        for turned in np.linspace(start, start + TURN, TURN_STEPS):
+            yield from reach(scene, place(turned, top - RIDGE), self._upright, CLOSED, tolerance=0.01, max_steps=4)
             if sign * (scene.joint_position(joint) - target) > 0.05:
                 break
-        yield from hold(scene, scene.hand_rotation, OPEN, 4)
-        yield from self._rise(top + 0.15)
+        yield from self._rise(top + 0.12)
         return sign * (scene.joint_position(joint) - target) > 0
 
     def push(self, name: str, region: str) -> Motion:
