@@ -71,7 +71,8 @@ class EnvConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_suite(cls, fields: Any) -> Any:
-        if isinstance(fields, Mapping) and str(fields.get("suite", "")).startswith("libero_"):
+        suite = str(fields.get("suite", "")) if isinstance(fields, Mapping) else ""
+        if suite.startswith("libero_") and ":" not in suite:
             from accerl.envs.libero.suites import with_defaults
 
             return with_defaults(fields)

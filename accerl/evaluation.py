@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accerl.config import EnvConfig, RolloutConfig
 from accerl.episode_pool import EpisodePool, Incident, PoolConfig
 from accerl.inference import LocalClient, PolicyServer
+from accerl.players import Played, player_of
 from accerl.protocols import Env
 from accerl.rollout import RolloutWorker, derive_seed
 from accerl.types import Episode, EpisodePlan, Trajectory
-
-if TYPE_CHECKING:
-    from accerl.players import Played
 
 Z_95 = 1.959963984540054
 
@@ -74,12 +72,15 @@ def mean_over_tasks(rates: Iterable[SuccessRate]) -> tuple[float | None, tuple[f
 class EvaluationReport:
     """The episodes of one evaluation and what they add up to."""
 
-    episodes: tuple[Episode, ...]
-    played: tuple[Played, ...] = ()
-    """The same with seeds, initial states and films, if workers have played them."""
+    played: tuple[Played, ...]
+    """In the order of their plans."""
     incidents: tuple[Incident, ...] = ()
     given_up: dict[str, str] = field(default_factory=dict)
     """Tasks whose environment kept failing, and how the last time; the rest of their episodes is missing."""
+
+    @property
+    def episodes(self) -> tuple[Episode, ...]:
+        return tuple(played.episode for played in self.played)
 
     @property
     def success(self) -> SuccessRate:
@@ -134,7 +135,7 @@ def evaluate(
     on_episode: Callable[[Episode], None] | None = None,
 ) -> EvaluationReport:
     """Play the planned episodes in this thread, `num_slots` at a time."""
-    tasks = _Plans(iter(plans), on_episode)
+    tasks = _Plans(plans, on_episode)
     worker = RolloutWorker(
         name="evaluation",
         make_env=make_env,
@@ -145,7 +146,7 @@ def evaluate(
         seed=0,
     )
     asyncio.run(worker.run())
-    return EvaluationReport(tuple(tasks.episodes))
+    return EvaluationReport(tuple(tasks.played[index] for index in range(len(plans))))
 
 
 def evaluate_in_pool(
@@ -163,8 +164,6 @@ def evaluate_in_pool(
         server: None: the scripted demonstrator of the suite plays; `env` must then take single actions.
         films: folder for films of failures.
     """
-    from accerl.players import player_of
-
     pool: EpisodePool[EpisodePlan, Played] = EpisodePool(
         config,
         player_of(env, {} if server is None else None, films),
@@ -177,10 +176,8 @@ def evaluate_in_pool(
             on_episode(played.episode)
 
     outcome = pool.run(plans, count, on_incident)
-    played = tuple(outcome.results[index] for index in sorted(outcome.results))
     return EvaluationReport(
-        episodes=tuple(item.episode for item in played),
-        played=played,
+        played=tuple(outcome.results[index] for index in sorted(outcome.results)),
         incidents=tuple(outcome.incidents),
         given_up=outcome.given_up,
     )
@@ -195,16 +192,22 @@ EVALUATION = int.from_bytes(b"eval", "big")
 
 
 class _Plans:
-    def __init__(self, plans: Iterator[EpisodePlan], on_episode: Callable[[Episode], None] | None):
-        self.episodes: list[Episode] = []
+    """Hands out the plans under their indices, by which the episodes are known again."""
+
+    def __init__(self, plans: Sequence[EpisodePlan], on_episode: Callable[[Episode], None] | None):
+        self.played: dict[int, Played] = {}
         self._plans = plans
+        self._indices = iter(range(len(plans)))
         self._on_episode = on_episode
 
     async def next_episode(self) -> EpisodePlan | None:
-        return next(self._plans, None)
+        index = next(self._indices, None)
+        return None if index is None else replace(self._plans[index], number=index)
 
     async def report(self, episode: Episode) -> None:
-        self.episodes.append(episode)
+        index, plan = episode.number, self._plans[episode.number]
+        episode = replace(episode, number=plan.number, origin="evaluation")
+        self.played[index] = Played(episode=episode, seed=plan.seed, init_state=None)
         if self._on_episode is not None:
             self._on_episode(episode)
 

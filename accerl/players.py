@@ -12,12 +12,12 @@ import numpy as np
 
 from accerl.config import EnvConfig
 from accerl.episode_pool import Channel
-from accerl.films import FilmedEnv, Take, take_film
 from accerl.protocols import Env, Expert
 from accerl.rollout import GREEDY, derive_seed, instruct, options_of
 from accerl.types import DecisionRequest, Episode, EpisodePlan, Observation
 
-MAX_NAME = 80
+MAX_NAME = 200
+"""Characters of a task in a file name; file systems refuse more than 255."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +25,10 @@ class Played:
     """An episode and how it can be told from others."""
 
     episode: Episode
-    seed: int
+    seed: int | None
+    """Of its plan."""
     init_state: int | None
-    """Of LIBERO's, in its own numbering."""
+    """Of LIBERO's, in its own numbering; None: the environment has none, or does not say."""
     film: str | None = None
     """File, if it failed and failures are filmed."""
 
@@ -54,8 +55,8 @@ class EpisodePlayer:
         observation, info = env.reset(seed=plan.seed % 2**31, options=options_of(plan))
         observation = instruct(observation, plan)
         chunks: list[np.ndarray] = []
-        version = 0
-        total = num_env_steps = 0.0
+        version = num_env_steps = 0
+        episode_return = 0.0
         while True:
             if self._expert is not None:
                 actions = self._expert(env)[None]
@@ -65,7 +66,7 @@ class EpisodePlayer:
             result = env.step_chunk(actions, on_step=channel.beat)
             chunks.append(actions)
             observation = instruct(result.observation, plan)
-            total += result.reward
+            episode_return += result.reward
             num_env_steps += result.num_env_steps
             if result.terminal or result.truncated:
                 break
@@ -75,9 +76,9 @@ class EpisodePlayer:
         episode = Episode(
             task=plan.task,
             success=result.success,
-            episode_return=float(total),
+            episode_return=float(episode_return),
             num_decisions=len(chunks),
-            num_env_steps=int(num_env_steps),
+            num_env_steps=num_env_steps,
             policy_version=version,
             origin="evaluation",
             number=plan.number,
@@ -88,6 +89,8 @@ class EpisodePlayer:
         self._env.close()
 
     def _film(self, plan: EpisodePlan, chunks: list[np.ndarray], channel: Channel) -> str:
+        from accerl.films import FilmedEnv, Take, take_film
+
         assert self._films is not None and plan.seed is not None
         takes: list[Take] = []
         filmed = FilmedEnv(self._env, takes, channel.beat)

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from accerl.cli import guarded
 from accerl.cli.command import Command
-from accerl.cli.evaluate import ORIGIN
 from accerl.cli.options import from_file
+from accerl.cli.policies import ORIGIN
 from accerl.cli.processes import run_commands
 from accerl.cli.train import TrainOptions, train
 from accerl.config import ConfigError, Positive, PositiveFloat, RunConfig
@@ -213,7 +213,7 @@ def twice(figures: Mapping[str, Any]) -> str:
 def film(places: Places, options: QuickstartOptions) -> None:
     """The cloned policy beside the trained one, each task once, in the first episodes of the evaluation."""
     from accerl.checkpoint import load_policy
-    from accerl.cli.evaluate import find_policy
+    from accerl.cli.policies import find_policy
     from accerl.console import progress
     from accerl.evaluation import plan_episodes
     from accerl.films import rollout_film

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ from safetensors.numpy import load_file, save_file
 from accerl.config import ConfigError, DemosConfig, EnvConfig
 from accerl.demos import Demonstration, single_action, write_index, write_shard_index
 from accerl.episode_pool import Channel, EpisodePool, Incident, Outcome, PoolConfig
-from accerl.files import write_file
+from accerl.files import sync, write_file
 from accerl.protocols import StatefulEnv
 from accerl.rollout import derive_seed
 
-ATTEMPTS = 6
+ATTEMPTS = 20
 """Times that an episode is tried, with other noise and initial states, until the expert succeeds."""
 TOLERANCE = 1e-9
 """Most that a state may differ when the actions are played again; on one kind of machine it does not at all."""
@@ -80,10 +80,12 @@ def play_episodes(
         for number in range(config.episodes_per_task)
         for index, task in enumerate(env.tasks)
     ]
-    missing = [item for item in wanted if not item.path.exists()]
+    missing = []
     for item in wanted:
         if item.path.exists():
             on_episode(item.task)
+        else:
+            missing.append(item)
     workers: EpisodePool[Wanted, Recorded] = EpisodePool(pool, partial(_Recorder, env, config), _task_of)
     _refuse_gaps(workers.run(missing, lambda item, _: on_episode(item.task), on_incident))
     return [read_recorded(path) for path in sorted(item.path for item in wanted)]
@@ -108,12 +110,22 @@ def draw_images(
         _Shard(folder / f"shard-{number:05d}.safetensors", tuple(recorded[first : first + size]))
         for number, first in enumerate(range(0, len(recorded), size))
     ]
-    missing = [shard for shard in shards if not shard.path.with_suffix(".json").exists()]
-    for shard in shards[: len(shards) - len(missing)]:
-        on_shard(shard.path.name)
+    missing = []
+    for shard in shards:
+        if shard.path.with_suffix(".json").exists():
+            on_shard(shard.path.name)
+        else:
+            missing.append(shard)
     workers: EpisodePool[_Shard, None] = EpisodePool(pool, partial(_Renderer, env, config), _first_task_of)
     _refuse_gaps(workers.run(missing, lambda shard, _: on_shard(shard.path.name), on_incident))
     write_index(folder, env, config, [shard.path for shard in shards])
+
+
+def clear(folder: Path) -> None:
+    """Remove a data set or a part of one; other files stay."""
+    for pattern in ("dataset.json", "shard-*.json", "shard-*.safetensors", "episodes/*.safetensors", "recording.json"):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def read_recorded(path: Path) -> Recorded:
@@ -141,8 +153,8 @@ class _Recorder:
         for attempt in range(ATTEMPTS):
             seed = derive_seed(self._config.seed, index, wanted.number, attempt) % 2**31
             start = wanted.number + attempt
-            states, actions, success = self._play(wanted.task, seed, start, channel)
-            if success:
+            played = self._play(wanted.task, seed, start, channel)
+            if played.success:
                 break
         else:
             raise RuntimeError(
@@ -150,40 +162,43 @@ class _Recorder:
             )
         recorded = Recorded(
             task=wanted.task,
-            instruction=self._instruction,
+            instruction=played.instruction,
             seed=seed,
             start=start,
-            length=len(actions),
+            length=len(played.actions),
             tried=attempt + 1,
             path=wanted.path,
         )
         fields = {name: value for name, value in asdict(recorded).items() if name != "path"}
-        temporary = wanted.path.with_suffix(".part")
-        save_file(
-            {"states": np.stack(states), "action": np.stack(actions)},
-            temporary,
-            metadata={"episode": json.dumps(fields)},
-        )
-        temporary.rename(wanted.path)
+        arrays = {"states": np.stack(played.states), "action": np.stack(played.actions)}
+        _write(wanted.path, arrays, {"episode": json.dumps(fields)})
         return recorded
 
     def close(self) -> None:
         self._env.close()
 
-    def _play(
-        self, task: str, seed: int, start: int, channel: Channel
-    ) -> tuple[list[np.ndarray], list[np.ndarray], bool]:
-        """States before each action, the actions, and whether it succeeded."""
+    def _play(self, task: str, seed: int, start: int, channel: Channel) -> _Attempt:
         expert = self._expert(seed=seed)
         observation, _ = self._env.reset(seed=seed, options={"task": task, "init_state": start})
-        self._instruction = observation["instruction"]
-        states, actions = [], []
+        attempt = _Attempt(observation["instruction"])
         while True:
-            states.append(physics_of(self._env))
-            actions.append(expert(self._env).astype(np.float32))
-            result = self._env.step_chunk(actions[-1][None], on_step=channel.beat)
+            attempt.states.append(physics_of(self._env))
+            attempt.actions.append(expert(self._env).astype(np.float32))
+            result = self._env.step_chunk(attempt.actions[-1][None], on_step=channel.beat)
             if result.terminal or result.truncated:
-                return states, actions, result.success
+                attempt.success = result.success
+                return attempt
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """An episode of the expert."""
+
+    instruction: str
+    states: list[np.ndarray] = field(default_factory=list)
+    """Before each action."""
+    actions: list[np.ndarray] = field(default_factory=list)
+    success: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +223,7 @@ class _Renderer:
             "action": np.concatenate([demonstration.action for demonstration in demonstrations]),
             "state": np.concatenate([load_file(episode.path)["states"] for episode in shard.episodes]),
         }
-        temporary = shard.path.with_suffix(".part")
-        save_file(arrays, temporary)
-        temporary.rename(shard.path)
+        _write(shard.path, arrays)
         fields = ("task", "instruction", "length", "seed", "start")
         index = [{name: getattr(episode, name) for name in fields} for episode in shard.episodes]
         write_shard_index(shard.path, index)
@@ -254,19 +267,30 @@ def physics_of(env: StatefulEnv) -> np.ndarray:
     return np.concatenate([np.ravel(value).astype(float) for value in state.values() if value.dtype.kind in "bif"])
 
 
+def _write(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """All of it or nothing."""
+    temporary = path.with_suffix(".part")
+    save_file(arrays, temporary, metadata=metadata)
+    sync(temporary)
+    temporary.rename(path)
+
+
 def _claim(folder: Path, env: EnvConfig, config: DemosConfig) -> None:
     """Mark the folder with the settings, or find the same ones there."""
     settings = {"env": env.model_dump(mode="json"), "demos": config.model_dump(mode="json")}
+    remedy = "add --overwrite or give another folder"
     path = folder / "recording.json"
-    if not path.exists():
+    if path.exists():
+        if json.loads(path.read_text()) != json.loads(json.dumps(settings)):
+            raise ConfigError(f"out: {folder} holds a recording with other settings; {remedy}")
+    elif (folder / "dataset.json").exists():
+        raise ConfigError(f"out: {folder} holds a data set; {remedy}")
+    else:
+        clear(folder)  # left by a recording of another kind
         write_file(path, json.dumps(settings, indent=1))
-    elif json.loads(path.read_text()) != json.loads(json.dumps(settings)):
-        raise ConfigError(
-            f"out: {folder} holds a recording with other settings; add --overwrite or give another folder"
-        )
 
 
-def _refuse_gaps(outcome: Outcome[Any, Any]) -> None:
+def _refuse_gaps(outcome: Outcome[Any]) -> None:
     for task, reason in outcome.given_up.items():
         raise RuntimeError(f"{task}: {reason}")
 

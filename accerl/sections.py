@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import tomllib
@@ -59,7 +60,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 def merge(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """`fields` with each dotted name of `overrides` set in a copy."""
-    merged: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in fields.items()}
+    merged: dict[str, Any] = copy.deepcopy(dict(fields))
     for name, value in overrides.items():
         *sections, last = name.split(".")
         target = merged

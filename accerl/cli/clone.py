@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accerl.cli.command import Command
-from accerl.cli.evaluate import ORIGIN
+from accerl.cli.policies import ORIGIN
 from accerl.config import CloneConfig, ConfigError, EnvConfig, PolicyConfig, Section
 from accerl.console import progress, say
 from accerl.files import write_file

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +27,7 @@ class DemosOptions(Section):
     out: Path
     """Folder for the data set; a recording that was cut off goes on there."""
     overwrite: bool = False
-    """Replace a data set that is there already."""
+    """Replace a data set, or a recording that was cut off, that is there already."""
     config: Path | None = None
     """Recipe (`quickstart`) or TOML or JSON file whose `env` and `demos` sections are used."""
     episodes: Positive | None = None
@@ -46,9 +45,9 @@ class DemosOptions(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_libero(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        env = fields.get("env")
-        if isinstance(env, Mapping) and env.get("suite") in LIBERO:
-            return {**fields, "demos": {**LIBERO_DEMOS, **fields.get("demos", {})}}
+        env, demos = fields.get("env"), fields.get("demos", {})
+        if isinstance(env, Mapping) and env.get("suite") in LIBERO and isinstance(demos, Mapping):
+            return {**fields, "demos": {**LIBERO_DEMOS, **demos}}
         return fields
 
     @property
@@ -69,10 +68,14 @@ class DemosOptions(Section):
 
 
 def record(options: DemosOptions) -> int:
-    if (options.out / "dataset.json").exists():
-        if not options.overwrite:
-            raise ConfigError(f"out: {options.out} holds a data set; add --overwrite or give another folder")
-        shutil.rmtree(options.out)
+    from accerl import recording
+    from accerl.envs import check_expert
+
+    check_expert(options.env)
+    if options.overwrite:
+        recording.clear(options.out)
+    elif (options.out / "dataset.json").exists():
+        raise ConfigError(f"out: {options.out} holds a data set; add --overwrite or give another folder")
     record_here = _record_in_pool if options.workers else _record_in_process
     kept, tried = record_here(options)
     actions = json.loads((options.out / "dataset.json").read_text())["statistics"]["num_transitions"]
@@ -111,7 +114,7 @@ def _record_in_pool(options: DemosOptions) -> tuple[int, int]:
     pool = PoolConfig(num_workers=options.workers, hang_s=options.hang_s)
 
     def tell(incident: Incident) -> None:
-        say(f"{incident.task}: a worker {incident.kind} and is replaced")
+        say(str(incident))
 
     with progress(len(env.tasks) * config.episodes_per_task, "demonstrations") as advance:
         recorded = recording.play_episodes(options.out, env, config, pool, advance, tell)

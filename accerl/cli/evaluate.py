@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -15,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from accerl.cli.command import Command
-from accerl.cli.options import from_file
-from accerl.config import ConfigError, EnvConfig, InferenceConfig, Section, read_file
+from accerl.cli.policies import DEMONSTRATOR, env_of_policy, find_policy, trained_states
+from accerl.config import ConfigError, EnvConfig, InferenceConfig, Section
 from accerl.console import progress, say
 from accerl.envs.libero.protocols import PROTOCOLS, describe, leakage
 from accerl.envs.libero.suites import SUITES as LIBERO
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
     from accerl.evaluation import EvaluationReport
     from accerl.protocols import Policy
     from accerl.types import Episode, EpisodePlan
-
-DEMONSTRATOR = "demonstrator"
-ORIGIN = "origin.json"
-"""File beside a cloned policy that says how it was made, and so in which environment it acts."""
 
 
 class EvalOptions(Section):
@@ -112,7 +109,8 @@ def evaluate(options: EvalOptions) -> int:
     plans = plan(options, policy)
     how = "demonstrated" if policy is None else "greedy" if options.greedy else "sampled"
     conditions = describe(options.played_env, options.protocol) if options.env.suite in LIBERO else {}
-    if conditions and (warning := leakage(options.played_env.libero.init_states, _trained_states(options))):
+    trained = None if policy is None else trained_states(find_policy(options.policy), options.env.suite)
+    if conditions and (warning := leakage(options.played_env.libero.init_states, trained)):
         say(warning)
     succeeded: list[bool] = []
     with progress(len(plans), f"{how} episodes") as advance:
@@ -125,7 +123,7 @@ def evaluate(options: EvalOptions) -> int:
     console = Console(highlight=False)
     console.print(table(report))
     for task, reason in report.given_up.items():
-        console.print(Text(f"{task}: given up after repeated failures of its environment, {reason}", style="red"))
+        console.print(Text(f"{task}: given up, its environment kept failing ({reason})", style="red"), soft_wrap=True)
     if conditions:
         console.print(Text("  ".join(f"{key} {value}" for key, value in conditions.items())), soft_wrap=True)
     if options.out:
@@ -133,7 +131,7 @@ def evaluate(options: EvalOptions) -> int:
         settings = options.model_dump(mode="json", exclude={"out", "config", "num_slots", "num_threads"})
         write_file(options.out, json.dumps({**to_dict(report), **settings, "conditions": conditions}, indent=1))
         say(f"written to {options.out}")
-    return 0
+    return 1 if report.given_up else 0
 
 
 def _load(options: EvalOptions) -> Policy:
@@ -158,7 +156,8 @@ def _play(
         server = PolicyServer(policy, InferenceConfig())
     if options.workers == 0:
         assert server is not None
-        return evaluate(server, lambda: make_env(options.env), plans, options.num_slots, on_episode=on_episode)
+        make = partial(make_env, options.played_env)
+        return evaluate(server, make, plans, options.num_slots, on_episode=on_episode)
     return evaluate_in_pool(
         server,
         options.played_env,
@@ -166,7 +165,7 @@ def _play(
         PoolConfig(num_workers=options.workers, hang_s=options.hang_s),
         films=options.films,
         on_episode=on_episode,
-        on_incident=lambda incident: say(f"{incident.task}: a worker {incident.kind} and is replaced"),
+        on_incident=lambda incident: say(str(incident)),
     )
 
 
@@ -174,16 +173,17 @@ def plan(options: EvalOptions, policy: Policy | None) -> list[EpisodePlan]:
     """The episodes, once it is sure that the policy fits the environment.
 
     Raises:
-        ConfigError: it does not, or there are no instructions to shuffle.
+        ConfigError: it does not, there are no instructions to shuffle, or the suite has no demonstrator.
     """
-    from accerl.envs import make_env
+    from accerl.envs import check_expert, make_env
     from accerl.evaluation import plan_episodes, shuffle_instructions
 
     tasks = options.env.tasks
     plans = plan_episodes(tasks, options.episodes_per_task, options.seed, options.greedy)
     if policy is None:
+        check_expert(options.env)
         return plans
-    env = make_env(options.env)
+    env = make_env(options.played_env)
     try:
         policy.check_env(env.spec)
         if options.shuffle_instructions:
@@ -207,71 +207,10 @@ def table(report: EvaluationReport) -> Table:
 def to_dict(report: EvaluationReport) -> dict[str, Any]:
     """JSON-compatible."""
     by_task = {task: rate.to_dict() for task, rate in report.by_task.items()}
-    own = {"given_up": report.given_up, "incidents": [asdict(incident) for incident in report.incidents]}
-    played = [{**asdict(item), "episode": asdict(item.episode)} for item in report.played]
-    return {**report.success.to_dict(), "by_task": by_task, **own, "played": played}
-
-
-def find_policy(path: Path) -> Path:
-    """`path`, or the newest checkpoint if it is a run.
-
-    Raises:
-        ConfigError: it is neither a policy nor a run that has a checkpoint.
-    """
-    from accerl.checkpoint import list_checkpoints
-
-    if (path / "policy.json").exists():
-        return path
-    if not (path / "checkpoints").is_dir():
-        raise ConfigError(f"policy: {path} holds none; give a folder made by `accerl clone`, or a run")
-    written = list_checkpoints(path / "checkpoints")
-    if not written:
-        raise ConfigError(f"policy: {path} has no checkpoint yet; wait for one")
-    return written[-1]
-
-
-def env_of_policy(model: type[EvalOptions], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The environment in the configuration file, or else the one that the policy was made for, without its choice of
-    initial states.
-
-    Raises:
-        ConfigError: there is neither, nor any `--env` option.
-    """
-    if values.get("config"):
-        return _without_init_states(from_file(model, values))
-    if "policy" not in values or "env" in values:
-        return {}  # what is missing the model will complain about
-    if values["policy"] != DEMONSTRATOR and (env := origin(find_policy(Path(values["policy"])))) is not None:
-        return _without_init_states({"env": env})
-    if not any(name.startswith("env.") for name in values):
-        raise ConfigError(
-            f"env: {values['policy']} does not say which environment it is for; give --env SUITE or --config FILE"
-        )
-    return {}
-
-
-def origin(policy: Path) -> dict[str, Any] | None:
-    """The environment that the policy of a folder was made for; None: it does not say."""
-    if (policy / ORIGIN).exists():
-        return json.loads((policy / ORIGIN).read_text())["env"]
-    config = policy.parent.parent / "config.json"  # policy is RUN/checkpoints/step-N
-    return read_file(config)["env"] if config.exists() else None
-
-
-def _without_init_states(fields: dict[str, Any]) -> dict[str, Any]:
-    """Training's initial states are not to be evaluated on unless that is asked for."""
-    env = dict(fields.get("env", {}))
-    if "libero" in env:
-        env["libero"] = {name: value for name, value in env["libero"].items() if name != "init_states"}
-    return {**fields, "env": env}
-
-
-def _trained_states(options: EvalOptions) -> str | None:
-    """The split of LIBERO's initial states that the policy was trained on; None: not known, or on another suite."""
-    env = None if options.is_demonstrator else origin(find_policy(options.policy))
-    if env is None or env["suite"] != options.env.suite:
-        return None
-    return env.get("libero", {}).get("init_states", "train")
+    incidents = [asdict(incident) for incident in report.incidents]
+    played = [asdict(item) for item in report.played]
+    own = {"given_up": report.given_up, "incidents": incidents, "played": played}
+    return {**report.success.to_dict(), "by_task": by_task, **own}
 
 
 COMMAND = Command(

@@ -11,7 +11,7 @@ from accerl.envs.libero.suites import SUITES as LIBERO_SUITES
 from accerl.plugins import find_object
 from accerl.protocols import Env, Expert
 
-__all__ = ["SUITES", "check_tasks", "make_env", "make_expert"]
+__all__ = ["SUITES", "check_expert", "check_tasks", "make_env", "make_expert"]
 
 SUITES = ("metaworld", *LIBERO_SUITES, "dots", "gymnasium")
 """Besides these, a suite is `package.module:function`, called with (EnvConfig, tasks)."""
@@ -76,21 +76,22 @@ def make_expert(config: EnvConfig, env: Env, *, speed: float = 1.0, noise: float
     Raises:
         ConfigError: the suite has none.
     """
+    check_expert(config)
+    if config.suite in LIBERO_SUITES:
+        from accerl.envs.libero.demonstrator.expert import Demonstrator
+
+        return Demonstrator(speed=speed, noise=noise, seed=seed)
     from accerl.envs import experts
 
-    match config.suite:
-        case "metaworld":
-            controller = experts.metaworld_controller
-        case "dots":
-            controller = experts.dots_controller
-        case suite if suite in LIBERO_SUITES:
-            from accerl.envs.libero.demonstrator.expert import Demonstrator
-
-            return Demonstrator(speed=speed, noise=noise, seed=seed)
-        case _:
-            known = "'metaworld', 'dots' or a LIBERO suite"
-            raise ConfigError(f"env.suite: {config.suite!r} has no scripted expert; use {known}")
+    controller = experts.metaworld_controller if config.suite == "metaworld" else experts.dots_controller
     return experts.ScriptedExpert(controller, speed=speed, noise=noise, seed=seed)
+
+
+def check_expert(config: EnvConfig) -> None:
+    """Raises ConfigError if the suite has no scripted demonstrator."""
+    if config.suite not in ("metaworld", "dots", *LIBERO_SUITES):
+        known = "'metaworld', 'dots' or a LIBERO suite"
+        raise ConfigError(f"env.suite: {config.suite!r} has no scripted expert; use {known}")
 
 
 def _function_of(suite: str) -> Callable[[EnvConfig, tuple[str, ...]], Any]:

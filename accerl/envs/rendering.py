@@ -8,7 +8,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,8 @@ INSTALL = {
 
 _CHECKED = "ACCERL_GL_CHECKED"
 """Environment variable that tells child processes that MUJOCO_GL has been tried."""
+
+_CHOICES_OF_DEVICE = ("CUDA_VISIBLE_DEVICES", "MUJOCO_EGL_DEVICE_ID", "PYOPENGL_PLATFORM")
 
 _TRIAL = """
 import time, mujoco
@@ -36,6 +39,17 @@ with mujoco.Renderer(model, 64, 64) as renderer:
     for _ in range(20):
         renderer.render()
     print(20 / (time.perf_counter() - start))
+"""
+
+_EGL_DEVICES = """
+import ctypes
+from mujoco.egl import egl_ext as egl
+EGL_CUDA_DEVICE_NV = 0x323A
+prototype = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_ssize_t))
+query = prototype(egl.eglGetProcAddress("eglQueryDeviceAttribEXT"))
+for device in egl.eglQueryDevicesEXT():
+    number = ctypes.c_ssize_t()
+    print(number.value if query(device, EGL_CUDA_DEVICE_NV, ctypes.byref(number)) else None)
 """
 
 
@@ -96,10 +110,39 @@ def try_backend(backend: str) -> Trial:
     except subprocess.TimeoutExpired:
         return Trial(False, "no picture within 60 s", 0.0)
     if trial.returncode != 0:
-        lines = trial.stderr.strip().splitlines() or [f"exit status {trial.returncode}"]
-        errors = [line for line in lines if "Error" in line and not line.startswith(" ")]
-        return Trial(False, [*lines, *errors][-1], 0.0)
+        return Trial(False, reason_of(trial), 0.0)
     return Trial(True, "", float(trial.stdout.split()[-1]))
+
+
+def reason_of(failed: subprocess.CompletedProcess[str]) -> str:
+    """Why a Python process has failed, in a line; what its destructors complain of comes after it."""
+    told = failed.stderr.partition("Exception ignored in")[0].strip()
+    lines = told.splitlines() or [f"exit status {failed.returncode}"]
+    errors = [line for line in lines if "Error" in line and not line.startswith(" ")]
+    return [*lines, *errors][-1]
+
+
+@cache
+def cuda_devices_of_egl() -> list[int | None]:
+    """The CUDA device that each of EGL's devices is, in EGL's order, by which MUJOCO_EGL_DEVICE_ID counts.
+
+    None: one that draws in software, or a GPU without CUDA. Numbers are those of a process that sees all GPUs. Empty
+    where there is no EGL. Asked in a child process, because EGL can be loaded but not unloaded.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in _CHOICES_OF_DEVICE}
+    asked = subprocess.run(
+        [sys.executable, "-c", _EGL_DEVICES], env={**environment, "MUJOCO_GL": "egl"}, capture_output=True, text=True
+    )
+    lines = asked.stdout.split() if asked.returncode == 0 else []
+    return [int(line) if line.isdecimal() else None for line in lines]
+
+
+def egl_device(visible: str | None, cuda_devices: Sequence[int | None]) -> int | None:
+    """EGL's number of the first GPU in CUDA_VISIBLE_DEVICES; None: it names none, or none that EGL draws with."""
+    first = (visible or "").split(",")[0].strip()
+    if not first.isdecimal() or int(first) not in cuda_devices:
+        return None
+    return cuda_devices.index(int(first))
 
 
 def _software_renderer() -> dict[str, str]:
@@ -209,6 +252,28 @@ def _gl_context() -> Any:
             from mujoco.osmesa import GLContext
         else:
             from mujoco import GLContext
-        _thread.gl = GLContext(64, 64)  # MuJoCo draws into a buffer of its own
+        with _egl_device_chosen(backend):
+            _thread.gl = GLContext(64, 64)  # MuJoCo draws into a buffer of its own
         atexit.register(_thread.gl.free)
     return _thread.gl
+
+
+@contextlib.contextmanager
+def _egl_device_chosen(backend: str) -> Iterator[None]:
+    """With MUJOCO_EGL_DEVICE_ID, unless it is set, for the GPU that Ray or the user lets this process see.
+
+    EGL sees all GPUs and has its own order: every worker would draw with the first. Taken back afterwards, because
+    child processes that see other GPUs, and robosuite, which wants CUDA's number, read it too.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    device = None
+    if backend == "egl" and visible and "MUJOCO_EGL_DEVICE_ID" not in os.environ:
+        device = egl_device(visible, cuda_devices_of_egl())
+    if device is None:
+        yield
+        return
+    os.environ["MUJOCO_EGL_DEVICE_ID"] = str(device)
+    try:
+        yield
+    finally:
+        del os.environ["MUJOCO_EGL_DEVICE_ID"]

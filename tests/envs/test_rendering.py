@@ -75,3 +75,54 @@ def test_a_backend_that_mujoco_does_not_know_fails_with_its_words():
     trial = rendering.try_backend("crayons")
     assert not trial.ok
     assert trial.detail == "RuntimeError: invalid value for environment variable MUJOCO_GL: crayons"
+
+
+@pytest.mark.parametrize(
+    ("visible", "device"),
+    [("0", 1), ("1", 0), ("1,0", 0), (" 0 ", 1), ("2", None), ("GPU-8932f937", None), ("", None), (None, None)],
+)
+def test_the_gpu_of_a_process_is_found_among_egls(visible: str | None, device: int | None):
+    assert rendering.egl_device(visible, [1, 0, None]) == device
+
+
+@pytest.fixture
+def two_gpus(monkeypatch) -> None:
+    monkeypatch.setattr(rendering, "cuda_devices_of_egl", lambda: [1, 0, None])
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+
+
+def device_chosen(backend: str = "egl") -> str | None:
+    with rendering._egl_device_chosen(backend):
+        return rendering.os.environ.get("MUJOCO_EGL_DEVICE_ID")
+
+
+def test_a_context_is_made_on_the_gpu_of_the_process_and_nothing_is_left_behind(two_gpus):
+    assert device_chosen() == "1"
+    assert "MUJOCO_EGL_DEVICE_ID" not in rendering.os.environ
+
+
+def test_a_device_that_the_user_chose_is_kept(two_gpus, monkeypatch):
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "0")
+    assert device_chosen() == "0"
+    assert rendering.os.environ["MUJOCO_EGL_DEVICE_ID"] == "0"
+
+
+def test_no_device_is_chosen_for_osmesa_or_where_the_gpu_is_not_known(two_gpus, monkeypatch):
+    assert device_chosen("osmesa") is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    assert device_chosen() is None
+
+
+def test_egl_is_asked_without_what_would_hide_devices(monkeypatch):
+    works = rendering.try_backend("egl").ok  # where it does not, no device is found
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "osmesa")
+    assert bool(rendering.cuda_devices_of_egl.__wrapped__()) == works
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch):
+    if not rendering.try_backend("egl").ok:
+        pytest.skip("needs EGL")
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "99")
+    assert "MUJOCO_EGL_DEVICE_ID" in rendering.try_backend("egl").detail

@@ -73,8 +73,9 @@ PROTOCOLS = {
 def describe(env: EnvConfig, protocol: str | None) -> dict[str, Any]:
     """What a success rate in `env` must be printed with; JSON-compatible."""
     states = SPLITS[env.libero.init_states]
+    own = "held-out initial states" if env.libero.init_states == "evaluation" else "none"
     return {
-        "protocol": protocol or "held-out initial states",
+        "protocol": protocol or own,
         "suite": env.suite,
         "max_env_steps": env.max_env_steps,
         "settle_steps": env.libero.settle_steps,

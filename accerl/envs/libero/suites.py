@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -79,7 +80,7 @@ def init_states(task: Task) -> np.ndarray:
 
 def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of an `EnvConfig` whose suite is one of `SUITES`: task ids become names, and what is missing is that
-    of OpenVLA-OFT's evaluation.
+    of OpenVLA-OFT's evaluation. What is no value for its field is left for the model to refuse.
 
     Raises:
         ConfigError: naming the field without its section; LIBERO is asked only where a name must be found.
@@ -87,19 +88,15 @@ def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
     suite = str(fields["suite"])
     if suite not in SUITES:
         raise ConfigError(f"suite: {suite!r} is unknown; {suggest(suite, list(SUITES))}")
-    tasks = fields.get("tasks", "all")
-    tasks = (tasks,) if isinstance(tasks, str) else tuple(str(task) for task in tasks)
-    if any(task == "all" or task.isdecimal() for task in tasks):
-        try:
-            tasks = task_names(suite, tasks)
-        except ConfigError as error:
-            raise ConfigError(str(error).removeprefix("env.")) from None
-    limit = fields.get("max_env_steps", STEP_LIMITS[suite])
-    defaults = {"image_size": 128, "cameras": CAMERAS, "chunk_length": 8, "steps_per_action": 1, "max_env_steps": limit}
-    filled = {**defaults, **fields, "tasks": tasks}
-    if "max_decisions" not in fields and limit is not None:
-        chunk = int(filled["chunk_length"]) * int(filled["steps_per_action"])
-        filled["max_decisions"] = -(-int(limit) // chunk)
+    defaults = {"image_size": 128, "cameras": CAMERAS, "chunk_length": 8, "steps_per_action": 1}
+    filled = {**defaults, "tasks": "all", "max_env_steps": STEP_LIMITS[suite], **fields}
+    filled["tasks"] = _named(suite, filled["tasks"])
+    if "max_decisions" not in fields:
+        limit = STEP_LIMITS[suite] if filled["max_env_steps"] is None else filled["max_env_steps"]
+        numbers = [_positive(value) for value in (limit, filled["chunk_length"], filled["steps_per_action"])]
+        if all(numbers):
+            steps, chunk_length, steps_per_action = numbers
+            filled["max_decisions"] = -(-steps // (chunk_length * steps_per_action))
     return filled
 
 
@@ -119,9 +116,11 @@ def task_names(suite: str, tasks: tuple[str, ...]) -> tuple[str, ...]:
         elif task in known:
             names.append(task)
         else:
-            ids = f"an id from 0 to {len(known) - 1}"
-            near = suggest(task, known) if len(known) <= 10 or not task.isdecimal() else "give an id or a name"
-            raise ConfigError(f"env.tasks: {task!r} is no task of {suite}, nor {ids}; {near}")
+            near = difflib.get_close_matches(task, known, n=1)
+            remedy = f"did you mean {near[0]!r}?" if near else "give a name, or all"
+            raise ConfigError(
+                f"env.tasks: {task!r} is no task of {suite}, nor an id from 0 to {len(known) - 1}; {remedy}"
+            )
     return tuple(dict.fromkeys(names))
 
 
@@ -131,3 +130,25 @@ def check(suite: str, tasks: tuple[str, ...], cameras: tuple[str, ...]) -> None:
     for camera in cameras:
         if camera not in ALL_CAMERAS:
             raise ConfigError(f"env.cameras: {camera!r} is unknown; {suggest(camera, list(ALL_CAMERAS))}")
+
+
+def _named(suite: str, tasks: Any) -> Any:
+    """Names for ids and `all`; full names are not looked up, so that a run's settings load without LIBERO."""
+    words = [tasks] if isinstance(tasks, str | int) else tasks
+    if not isinstance(words, list | tuple):
+        return tasks
+    names = tuple(str(word) for word in words)
+    if not any(name == "all" or name.isdecimal() for name in names):
+        return names
+    try:
+        return task_names(suite, names)
+    except ConfigError as error:
+        raise ConfigError(str(error).removeprefix("env.")) from None
+
+
+def _positive(value: Any) -> int:
+    """0 if it is no positive whole number."""
+    try:
+        return max(0, int(value))
+    except (TypeError, ValueError):
+        return 0
