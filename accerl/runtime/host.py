@@ -35,8 +35,8 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--owner", type=int)
     arguments = parser.parse_args()
-    folder: Path = arguments.folder
-    config = RunConfig.load(folder / "config.json")
+    folder: Path = arguments.folder.resolve()  # actors of a cluster that runs already have another working directory
+    config = RunConfig.load(folder / "config.json", {"root": folder.parent, "name": folder.name})
     stop = threading.Event()
     stop_on_signal(stop)
     write_status(folder, {"state": "starting", "reason": "", "host": socket.gethostname(), "host_pid": os.getpid()})
