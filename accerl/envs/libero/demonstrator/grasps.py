@@ -44,10 +44,11 @@ class Surroundings:
         return int(palm.sum()) + 2 * int(tips.sum()) + int(wrist.sum())
 
 
-def plan_grasp(scene: Scene, name: str, *, inset: float = 0.006) -> Grasp:
+def plan_grasp(scene: Scene, name: str, *, inset: float = 0.006, narrow: np.ndarray | None = None) -> Grasp:
     """The best grasp of an object.
 
     Args:
+        narrow: unit vector [3] along which there is little room where the thing goes: the palm lies across it.
         inset: metres from the outer edge of a rim to the middle between the fingers.
     """
     points = scene.points(scene.body(name))
@@ -60,7 +61,13 @@ def plan_grasp(scene: Scene, name: str, *, inset: float = 0.006) -> Grasp:
     candidates = _across(points[points[:, 2] > top - 0.04], z, present, surroundings)
     if not candidates:
         candidates = _rim(points[points[:, 2] > top - 0.015], top, inset, present, surroundings)
-    return max(candidates, key=lambda grasp: grasp.score)
+
+    def score(grasp: Grasp) -> float:
+        if narrow is None:
+            return grasp.score
+        return grasp.score - abs(float(narrow[:2] @ [np.cos(grasp.angle), np.sin(grasp.angle)]))
+
+    return max(candidates, key=score)
 
 
 def _across(points: np.ndarray, z: float, present: float, surroundings: Surroundings) -> list[Grasp]:

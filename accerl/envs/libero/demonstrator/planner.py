@@ -6,7 +6,7 @@ import numpy as np
 
 from accerl.envs.libero.demonstrator.motions import Motion
 from accerl.envs.libero.demonstrator.scene import Joint, Scene
-from accerl.envs.libero.demonstrator.skills import Skills
+from accerl.envs.libero.demonstrator.skills import CENTRED, Skills, opening_direction
 
 ORDER = {"open": 0, "turnon": 1, "turnoff": 1, "on": 2, "in": 2, "close": 3}
 """A drawer is opened before something is put in, and closed after it."""
@@ -17,6 +17,8 @@ FLAT, WIDE = 0.04, 0.10
 CLOSED_MARGIN = 0.05
 HAND_CLEARANCE = 0.10
 """Metres between the middle of a thing and an open drawer that the hand needs to take it."""
+SPREAD = 0.8
+"""Of half a region, from its middle, over which things are spread that share it."""
 ANGLES = np.deg2rad(np.arange(0, 360, 22.5))
 ON, OFF = 0.6, -0.003
 """Radians of a knob: LIBERO calls it on from 0.5, and off below 0."""
@@ -66,9 +68,21 @@ def _carry(scene: Scene, skills: Skills, name: str, target: str, inside: bool) -
     clearance = scene.position(target)[2]
     if scene.is_object(target):
         clearance = max(clearance, scene.points(scene.body(target))[:, 2].max())
-    if not (yield from skills.pick(name, float(clearance))):
+    narrow = opening_direction(joint) if joint is not None and joint.is_slide else None
+    if not (yield from skills.pick(name, float(clearance), narrow)):
         return False
-    return (yield from skills.place(name, target, inside))
+    return (yield from skills.place(name, target, inside, beside_others(scene, name, target)))
+
+
+def beside_others(scene: Scene, name: str, target: str) -> np.ndarray:
+    """Where on a region [2, from its middle] a thing is put that shares it with others of the goal."""
+    sharers = [goal[1] for goal in scene.goals if goal[0] == "on" and goal[2:] == (target,)]
+    if len(sharers) < 2 or scene.is_object(target):
+        return CENTRED
+    size = scene.region_size(target)[:2]
+    longer = np.eye(2)[int(np.argmax(size))]
+    shares = np.linspace(-SPREAD, SPREAD, len(sharers))
+    return shares[sharers.index(name)] * size * longer
 
 
 def place_aside(scene: Scene, name: str, drawer: Joint) -> np.ndarray | None:

@@ -18,6 +18,7 @@ from accerl.envs.libero.demonstrator.motions import (
 from accerl.envs.libero.demonstrator.scene import Joint, Scene
 
 UP = -DOWN
+CENTRED = np.zeros(2)
 GRASP_STEPS = 9
 """For the fingers to close."""
 ATTEMPTS = 3
@@ -46,15 +47,19 @@ class Skills:
         self._upright = scene.hand_rotation
         """The hand at the beginning, which points down."""
 
-    def pick(self, name: str, clearance: float) -> Motion:
-        """Take an object and lift it so that its lowest point is above `clearance`."""
+    def pick(self, name: str, clearance: float, narrow: np.ndarray | None = None) -> Motion:
+        """Take an object and lift it so that its lowest point is above `clearance`.
+
+        Args:
+            narrow: see `plan_grasp`.
+        """
         scene = self._scene
         for _ in range(ATTEMPTS):
-            grasp = plan_grasp(scene, name)
+            grasp = plan_grasp(scene, name, narrow=narrow)
             top = scene.points(scene.body(name))[:, 2].max()
             rotation = self._down(grasp.angle)
             yield from self._travel(above(grasp.position, top + 0.10), rotation)
-            again = plan_grasp(scene, name)  # things may come to rest while the arm travels
+            again = plan_grasp(scene, name, narrow=narrow)  # things may come to rest while the arm travels
             if np.linalg.norm(again.position - grasp.position) > 0.006 or abs(wrap(again.angle - grasp.angle)) > 0.1:
                 grasp, rotation = again, self._down(again.angle)
                 yield from reach(scene, above(grasp.position, top + 0.06), rotation, OPEN)
@@ -69,25 +74,32 @@ class Skills:
             yield from hold(scene, rotation, OPEN, 4)
         return False
 
-    def place(self, name: str, target: str, inside: bool) -> Motion:
-        """Put the held object down on, or into, an object or a region."""
+    def place(self, name: str, target: str, inside: bool, aside: np.ndarray = CENTRED) -> Motion:
+        """Put the held object down on, or into, an object or a region.
+
+        Args:
+            aside: from the middle of the target [2], where other things come beside it.
+        """
         scene = self._scene
         rotation = scene.hand_rotation
         height = scene.hand[2]
-        goal = scene.position(target)
-        for _ in range(3):
-            offset = (scene.position(name) - scene.hand)[:2]
-            if (yield from reach(scene, np.append(goal[:2] - offset, height), rotation, CLOSED, tolerance=0.012)):
+        for _ in range(ATTEMPTS):
+            way = scene.position(target)[:2] + aside - scene.position(name)[:2]
+            if (yield from reach(scene, above(scene.hand[:2] + way, height), rotation, CLOSED, tolerance=0.012)):
                 break
+            if self._is_over(name, target):
+                break  # as far as it goes
         goal = scene.position(target)
-        offset = (scene.position(name) - scene.hand)[:2]
+        way = goal[:2] + aside - scene.position(name)[:2]
+        if self._is_over(name, target):
+            way = np.clip(way, -0.02, 0.02)
         hang = self._hang(name)
         if scene.is_object(target):
             top = scene.points(scene.body(target))[:, 2].max()
             z = max(top + hang - 0.04, goal[2] + hang + 0.02) if inside else goal[2] + hang + 0.025
         else:
             z = height - 0.05 if inside else goal[2] + hang + 0.008
-        place = np.append(goal[:2] - offset, z)
+        place = above(scene.hand[:2] + way, z)
         yield from reach(scene, place, rotation, CLOSED, tolerance=0.012, max_steps=40, speed=SLOW)
         yield from hold(scene, rotation, OPEN, 6)
         yield from reach(scene, scene.hand + 0.10 * UP, rotation, OPEN, tolerance=0.02, max_steps=25)
@@ -253,6 +265,14 @@ class Skills:
         if scene.hand[2] < height:
             yield from reach(scene, above(scene.hand, height), scene.hand_rotation, OPEN, tolerance=0.02, max_steps=40)
         return True
+
+    def _is_over(self, name: str, target: str) -> bool:
+        """Whether an object would fall well inside a region."""
+        scene = self._scene
+        if scene.is_object(target):
+            return False
+        offset = np.abs(scene.position(name) - scene.position(target))
+        return bool((offset[:2] < 0.6 * scene.region_size(target)[:2]).all())
 
     def _hang(self, name: str) -> float:
         """How far an object reaches below the hand."""
