@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from accerl.config import RunConfig
@@ -53,7 +53,7 @@ class Admission:
         self._serving: dict[str, int] = {}
         self._flights: dict[int, _Flight] = {}
         self._waiting: set[int] = set()  # played and delivered, and not yet trained on
-        self._again: deque[EpisodePlan] = deque()  # lost with their worker
+        self._again: deque[EpisodePlan] = deque()  # lost with their worker or environment
         self._drawn: deque[str] = deque()
         self._reports: list[Episode] = []
         self._number = 0
@@ -79,6 +79,8 @@ class Admission:
 
     def start(self, worker: str) -> EpisodePlan | None:
         """The next episode for a slot of `worker`; None while none may start."""
+        if len(self.tasks.quarantined) == len(self.tasks.tasks):
+            return None
         if self._again and self._is_fresh(self._again[0].number):
             plan = self._again.popleft()
         elif self._may_start():
@@ -88,6 +90,8 @@ class Admission:
             self._wave -= self._is_lockstep
         else:
             return None
+        if plan.task in self.tasks.quarantined:
+            plan = replace(plan, task=self.tasks.next_task())
         self._flights[plan.number] = _Flight(worker, plan, self._served())
         return plan
 
@@ -111,6 +115,12 @@ class Admission:
         lost = [number for number, flight in self._flights.items() if flight.worker == worker]
         self._again.extend(self._flights.pop(number).plan for number in lost)
         return len(lost)
+
+    def fail(self, number: int) -> None:
+        """The environment of an episode has raised: it is played again, from the start."""
+        flight = self._flights.pop(number, None)
+        if flight is not None:
+            self._again.append(flight.plan)
 
     # --- inference ------------------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ class LiberoConfig(Section):
     settle_gripper: Annotated[float, Field(ge=-1, le=1)] = -1.0
     """The gripper's action in those steps; -1 opens it."""
     lag: bool = False
-    """Observe as LIBERO does, 48 ms late, for checkpoints that were trained so; else as it is now."""
+    """Observe when robosuite's sampling clock does, 2 ms before the end of a step, to the bit; else at the end."""
     reflections: bool = False
     """Draw them, as LIBERO does, for checkpoints that were trained so; costs up to half of the speed."""
     max_simulations: Positive = 10

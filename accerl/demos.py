@@ -107,12 +107,13 @@ def write_index(folder: Path, env: EnvConfig, config: DemosConfig, shards: Seque
             action.append(arrays.get_tensor("action"))
             proprio.append(arrays.get_tensor("proprio"))
     actions = np.concatenate(action)
+    scaled = [*[True] * (actions.shape[1] - 1), env.suite == "dots"]  # elsewhere the last one is the gripper
     content = {
         "format": FORMAT,
         "env": env.model_dump(mode="json"),
         "demos": config.model_dump(mode="json"),
         "statistics": {
-            "action": summarize(actions, mask=[*[True] * (actions.shape[1] - 1), False]),
+            "action": summarize(actions, mask=scaled),
             "proprio": summarize(np.concatenate(proprio)),
             "num_transitions": len(actions),
             "num_trajectories": sum(len(shard["episodes"]) for shard in index),

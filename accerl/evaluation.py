@@ -41,7 +41,12 @@ class SuccessRate:
         return f"{self.rate:.2f} [{low:.2f}, {high:.2f}]"
 
     def to_dict(self) -> dict[str, Any]:
-        return {"rate": self.rate, "interval": list(self.interval), "episodes": self.episodes}
+        """JSON-compatible; the rate is None when nothing was counted."""
+        return {
+            "rate": self.rate if self.episodes else None,
+            "interval": list(self.interval),
+            "episodes": self.episodes,
+        }
 
 
 def wilson(successes: float, episodes: float) -> tuple[float, float]:
@@ -203,6 +208,9 @@ class _Plans:
     async def next_episode(self) -> EpisodePlan | None:
         index = next(self._indices, None)
         return None if index is None else replace(self._plans[index], number=index)
+
+    async def fail(self, plan: EpisodePlan, error: Exception) -> None:
+        raise error
 
     async def report(self, episode: Episode) -> None:
         index, plan = episode.number, self._plans[episode.number]

@@ -179,6 +179,10 @@ class TaskSource(Protocol):
 
     async def report(self, episode: Episode) -> None: ...
 
+    async def fail(self, plan: EpisodePlan, error: Exception) -> None:
+        """The environment raised in this episode, and will be replaced. Raises if that is not to be borne."""
+        ...
+
 
 class WeightPublisher(Protocol):
     """learner -> weights."""

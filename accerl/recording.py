@@ -157,9 +157,8 @@ class _Recorder:
             if played.success:
                 break
         else:
-            raise RuntimeError(
-                f"demos.noise: the expert failed {ATTEMPTS} times in a row at {wanted.task}; lower the noise"
-            )
+            remedy = "raise demos.speed or demos.patience, or lower demos.noise"
+            raise RuntimeError(f"the expert failed {ATTEMPTS} times in a row; {remedy}")
         recorded = Recorded(
             task=wanted.task,
             instruction=played.instruction,
@@ -292,7 +291,8 @@ def _claim(folder: Path, env: EnvConfig, config: DemosConfig) -> None:
 
 def _refuse_gaps(outcome: Outcome[Any]) -> None:
     for task, reason in outcome.given_up.items():
-        raise RuntimeError(f"{task}: {reason}")
+        others = len(outcome.given_up) - 1
+        raise RuntimeError(f"{task}: {reason}" + (f" (and {others} more tasks)" if others else ""))
 
 
 def _task_of(wanted: Wanted) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +21,10 @@ from accerl.types import ChunkResult, Decision, DecisionRequest, Episode, Episod
 
 Result = TypeVar("Result")
 GREEDY = -1
+
+
+class EnvironmentFailed(Exception):  # noqa: N818 - it says what happened
+    """An environment has raised; its error is the cause."""
 
 
 class RolloutWorker:
@@ -68,7 +73,6 @@ class RolloutWorker:
         episode = 0
         try:
             await stage.call(lambda: made.append(self._make_env()))
-            (env,) = made
             while True:
                 with self._tracer.span("wait_credit", str(slot)):
                     plan = await self._tasks.next_episode()
@@ -77,7 +81,11 @@ class RolloutWorker:
                 seed = derive_seed(self._seed, slot, episode) if plan.seed is None else plan.seed
                 self._client.enter()
                 try:
-                    await self._play(env, stage, plan, seed, origin=f"{self.name}/{slot}/{episode}")
+                    await self._play(made[0], stage, plan, seed, origin=f"{self.name}/{slot}/{episode}")
+                except EnvironmentFailed as failure:
+                    assert isinstance(failure.__cause__, Exception)
+                    await self._tasks.fail(plan, failure.__cause__)
+                    await stage.call(lambda: self._replace_env(made))
                 finally:
                     self._client.leave()
                 episode += 1
@@ -85,8 +93,14 @@ class RolloutWorker:
             for env in made:
                 await stage.call(env.close)
 
+    def _replace_env(self, made: list[Env]) -> None:
+        """Whatever the broken one says when it is closed."""
+        with suppress(Exception):
+            made.pop().close()
+        made.append(self._make_env())
+
     async def _play(self, env: Env, stage: _Stage, plan: EpisodePlan, seed: int, origin: str) -> None:
-        observation, _ = await stage.call(lambda: env.reset(seed=seed % 2**31, options=options_of(plan)))
+        observation, _ = await stage.step(lambda: env.reset(seed=seed % 2**31, options=options_of(plan)))
         observation = instruct(observation, plan)
         segment = _Segment(plan, observation, episode_step=0, origin=origin)
         totals = np.zeros(3)
@@ -100,7 +114,7 @@ class RolloutWorker:
             )
             with self._tracer.span("wait", stage.lane):
                 decision = await self._client.act(request)
-            result = await stage.call(lambda action=decision.action: env.step_chunk(action))
+            result = await stage.step(lambda action=decision.action: env.step_chunk(action))
             observation = instruct(result.observation, plan)
             step += 1
             totals += (result.reward, 1, result.num_env_steps)
@@ -154,6 +168,13 @@ class _Stage:
         except asyncio.CancelledError:
             await asyncio.wait([called])
             raise
+
+    async def step(self, function: Callable[[], Result]) -> Result:
+        """The same for what an episode consists of. Raises EnvironmentFailed from what the environment raised."""
+        try:
+            return await self.call(function)
+        except Exception as error:
+            raise EnvironmentFailed from error
 
     def _timed(self, function: Callable[[], Result]) -> Result:
         started = time.monotonic()

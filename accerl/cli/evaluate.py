@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import model_validator
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from accerl.cli.command import Command
@@ -51,8 +51,8 @@ class EvalOptions(Section):
     """Evaluate on LIBERO as others do: their step limits, settling and initial states; none: those of `env`, on
     initial states that training does not use."""
     num_workers: Positive | None = None
-    """Processes with an environment each, replaced if one dies or hangs; none: one a core for LIBERO, else everything
-    in this process."""
+    """Processes with an environment each, replaced if one dies or hangs; none: one a core for LIBERO and for the
+    demonstrator, else everything in this process."""
     hang_s: PositiveFloat = 120.0
     """Seconds without a sign of life after which a worker is replaced."""
     films: Path | None = None
@@ -197,7 +197,8 @@ def plan(options: EvalOptions, policy: Policy | None) -> list[EpisodePlan]:
 
 
 def table(report: EvaluationReport) -> Table:
-    rows = Table("task", "success", "95 % interval", "episodes", box=None, padding=(0, 2), header_style="bold")
+    task_column = Column("task", overflow="fold")  # names may differ at their ends only
+    rows = Table(task_column, "success", "95 % interval", "episodes", box=None, padding=(0, 2), header_style="bold")
     for task, rate in (*report.by_task.items(), ("all", report.success)):
         low, high = rate.interval
         rows.add_row(task, f"{rate.rate:.2f}", f"[{low:.2f}, {high:.2f}]", str(rate.episodes), end_section=True)

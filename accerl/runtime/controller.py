@@ -31,7 +31,7 @@ from accerl.runtime.readings import Readings
 from accerl.runtime.run import write_status
 from accerl.runtime.supervisor import Incidents, RoleError
 from accerl.runtime.weights_group import GroupBoard
-from accerl.tasks import TaskSampler
+from accerl.tasks import MAX_FAILURES, TaskSampler
 from accerl.types import BatchRule, Episode, EpisodePlan, Trajectory
 
 REPORT_EVERY_S = 2.0
@@ -46,6 +46,7 @@ class Controller:
         self._start = start
         self._state = "starting"
         self._reason = ""
+        self._failure = ""
         self._tasks = TaskSampler(config.env.tasks, config.tasks, config.seed)
         self._dispatcher = Dispatcher(Admission(config, self._tasks))
         self._metrics = RunMetrics(config.env.tasks)
@@ -74,7 +75,7 @@ class Controller:
                 report.cancel()
             await self._write_line()
             await self._crew.roles.flush(FLUSH_WITHIN_S)
-            self._set_state("finished")
+            self._set_state("failed" if self._failure else "finished", self._failure)
         except (RoleError, ConfigError) as error:
             self._set_state("failed", str(error))
         finally:
@@ -90,6 +91,16 @@ class Controller:
             self._metrics.add_episode(episode)
         self._check_limits()
         return await self._dispatcher.next_episode(worker)
+
+    async def fail(self, worker: str, number: int, task: str, reason: str) -> None:
+        """The environment of an episode has raised and is replaced; a task that keeps failing is given up."""
+        gave_up = self._tasks.fail(task)
+        action = f"task put into quarantine after {MAX_FAILURES} failures" if gave_up else "environment replaced"
+        self._incidents.add(worker, f"{task}: {reason}", action)
+        if len(self._tasks.quarantined) == len(self._tasks.tasks):
+            self._failure = f"every task is in quarantine, the last one for {reason}"
+            self._stopping.set()
+        await self._dispatcher.fail(number)
 
     async def deliver(self, number: int, version: int) -> None:
         """A segment of an episode that goes on is in the replay."""
@@ -249,6 +260,7 @@ class Controller:
             "episodes_in_flight": self._dispatcher.admission.in_flight,
             "task_probability": self._tasks.probabilities(),
             "incidents": self._incidents.count,
+            "quarantined": list(self._tasks.quarantined),
             "cores_busy": [share / 100 for share in psutil.cpu_percent(percpu=True)],
         }
         if self._config.max_policy_lag is not None:

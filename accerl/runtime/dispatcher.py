@@ -75,6 +75,12 @@ class Dispatcher:
             self._wake()
         return lost
 
+    async def fail(self, number: int) -> None:
+        """The environment of an episode has raised."""
+        async with self._changed:
+            self.admission.fail(number)
+            self._wake()
+
     async def keep(self, held: Collection[int]) -> None:
         """A shard is gone: of the episodes that wait to be trained on, only those in `held` are left."""
         async with self._changed:

@@ -96,6 +96,9 @@ class InlineRun:
         self.episodes.append(episode)
         await self._progress()
 
+    async def fail(self, plan: EpisodePlan, error: Exception) -> None:
+        raise error
+
     async def put(self, trajectory: Trajectory) -> None:
         if not self.replay.push(trajectory) and self.progress < 1:
             raise RuntimeError(

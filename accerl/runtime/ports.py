@@ -159,6 +159,10 @@ class RayTasks:
     async def report(self, episode: Episode) -> None:
         self._episodes.append(episode)
 
+    async def fail(self, plan: EpisodePlan, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        await self._controller.fail.remote(self._worker, plan.number, plan.task, reason)
+
 
 class Steering:
     """learner -> controller: what an update did, without waiting for the answer; and how to go on."""

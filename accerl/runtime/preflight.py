@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from accerl.config import ConfigError, RunConfig
@@ -39,7 +40,8 @@ def start_policy(config: RunConfig) -> Policy:
     from accerl.checkpoint import load_policy
     from accerl.policies import new_policy
 
-    spec, instructions = describe_env(config)
+    new = config.policy.checkpoint is None
+    spec, instructions = describe_env(config, config.env.tasks if new else config.env.tasks[:1])
     torch.manual_seed(config.seed)
     if config.policy.checkpoint is not None:
         policy = load_policy(config.policy.checkpoint)
@@ -52,13 +54,11 @@ def start_policy(config: RunConfig) -> Policy:
     return policy
 
 
-def describe_env(config: RunConfig) -> tuple[EnvSpec, list[str]]:
-    """The environment's facts and the instruction of each task."""
+def describe_env(config: RunConfig, tasks: Sequence[str]) -> tuple[EnvSpec, list[str]]:
+    """The environment's facts and the instruction of each of `tasks`, which are started for it."""
     env = make_env(config.env)
     try:
-        instructions = [
-            env.reset(seed=config.seed, options={"task": task})[0]["instruction"] for task in env.spec.tasks
-        ]
+        instructions = [env.reset(seed=config.seed, options={"task": task})[0]["instruction"] for task in tasks]
         return env.spec, instructions
     finally:
         env.close()

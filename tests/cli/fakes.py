@@ -1,12 +1,19 @@
-"""A run that is only a folder's worth of numbers."""
+"""A run that is only a folder's worth of numbers, and worlds of dots that are slow or do not work."""
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accerl.config import RunConfig
+import numpy as np
+
+from accerl.config import EnvConfig, RunConfig
+from accerl.envs.decision import Step
+from accerl.envs.dots import Dots
+from accerl.types import Observation
 
 
 def metrics_line(index: int, tasks: tuple[str, ...] = ("red", "blue")) -> dict[str, Any]:
@@ -82,3 +89,30 @@ class FakeRun:
     def stop(self, timeout_s: float = 30.0) -> None:
         self.stopped_within.append(timeout_s)
         self._looks = self.num_lines
+
+
+class SlowDots(Dots):
+    """Each environment step takes 20 ms."""
+
+    def _step(self, action: np.ndarray) -> Step:
+        time.sleep(0.02)
+        return super()._step(action)
+
+
+class HalfBrokenDots(Dots):
+    """Its second task cannot be started."""
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        if (options or {}).get("task") == "blue":
+            raise OSError("the blue paint has dried")
+        return super().reset(seed=seed, options=options)
+
+
+def slow_dots(config: EnvConfig, tasks: tuple[str, ...]) -> Dots:
+    return SlowDots(config, tasks)
+
+
+def half_broken_dots(config: EnvConfig, tasks: tuple[str, ...]) -> Dots:
+    return HalfBrokenDots(config, tasks)

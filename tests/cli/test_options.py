@@ -4,7 +4,7 @@ import pytest
 
 from accerl.cli.options import build, from_file, parse
 from accerl.cli.train import TrainOptions
-from accerl.config import ObjectiveConfig, RunConfig
+from accerl.config import EnvConfig, ObjectiveConfig, RunConfig
 
 
 def options(line: str) -> TrainOptions:
@@ -32,6 +32,31 @@ def options(line: str) -> TrainOptions:
 )
 def test_an_option_sets_its_field(line, section, field, value):
     assert getattr(getattr(options(line), section), field) == value
+
+
+def test_naming_a_suite_takes_the_place_of_the_whole_section(tmp_path):
+    file = tmp_path / "config.toml"
+    file.write_text('seed = 3\n[env]\nsuite = "dots"\ntasks = ["red"]\nimage_size = 32\n')
+    assert options(f"--config {file}").env.image_size == 32
+    for line in ("--env metaworld", "--env=metaworld"):
+        found = options(f"--config {file} {line}")
+        assert (found.seed, found.env) == (3, EnvConfig())
+
+
+@pytest.mark.parametrize("line", ["--env dots --env.tasks red", "--env.tasks red --env dots"])
+def test_fields_of_the_environment_are_set_after_its_suite_wherever_they_stand(line):
+    assert options(line).env == EnvConfig(suite="dots", tasks=("red",))
+
+
+@pytest.mark.parametrize(("line", "tasks"), [("--env libero_spatial", 10), ("--env libero_goal --env.tasks 1,7", 2)])
+def test_a_suite_of_libero_brings_its_tasks_and_limits(line, tasks):
+    pytest.importorskip("libero", reason="needs accerl[libero]")
+    found = options(f"{line} --env.libero.init-states all").env
+    assert found.suite == line.split()[1]
+    assert len(found.tasks) == tasks
+    assert not any(task.isdecimal() for task in found.tasks)
+    assert (found.chunk_length, found.libero.init_states) == (8, "all")
+    assert found.max_env_steps == {"libero_spatial": 220, "libero_goal": 300}[found.suite]
 
 
 def test_a_switch_needs_no_value_and_an_optional_value_may_be_left_out():

@@ -101,3 +101,59 @@ def test_a_chunk_of_the_wrong_shape_or_with_nan_is_refused():
         env.step_chunk(np.full((4, 2), np.nan))
     with pytest.raises(ValueError, match=r"must be \[4, 2\], not \[1, 2\]"):
         env.step_chunk(np.zeros((1, 2)))
+
+
+def limited(max_env_steps: int | None, **fields) -> Dots:
+    """In the middle of a new episode that ends by itself only if the agent goes 0.32 to the right, in 8 steps."""
+    settings = {"chunk_length": 4, "steps_per_action": 2, "max_decisions": 3, "max_env_steps": max_env_steps}
+    env = Dots(CONFIG.model_copy(update=settings | fields))
+    env.reset(seed=0, options={"task": "red"})
+    place(env, agent=(0.0, 0.0), red=(2 * RADIUS + 7.5 * SPEED, 0.0), blue=(0.0, -0.8))
+    return env
+
+
+STILL, RIGHT = np.zeros((4, 2)), np.tile([1.0, 0.0], (4, 1))
+
+
+def test_an_episode_is_cut_inside_a_chunk_at_the_limit_of_environment_steps():
+    env = limited(13)
+    first, second = env.step_chunk(STILL), env.step_chunk(STILL)
+    assert (first.num_env_steps, first.num_actions, first.truncated) == (8, 4, False)
+    assert (second.num_env_steps, second.num_actions) == (5, 3)  # the third action is held for one step of two
+    assert (second.terminal, second.truncated, second.success) == (False, True, False)
+    with pytest.raises(RuntimeError, match="the episode has ended"):
+        env.step_chunk(STILL)
+
+
+@pytest.mark.parametrize("limit", [8, 16, 24])
+def test_a_limit_between_two_chunks_cuts_there(limit):
+    env = limited(limit)
+    results = [env.step_chunk(STILL) for _ in range(limit // 8)]
+    assert [result.truncated for result in results] == [False] * (limit // 8 - 1) + [True]
+    assert all(result.num_env_steps == 8 for result in results)
+
+
+def test_whichever_limit_is_reached_first_counts():
+    assert [limited(100, max_decisions=1).step_chunk(STILL).truncated for _ in range(2)] == [True, True]
+    env = limited(None)
+    assert [env.step_chunk(STILL).truncated for _ in range(3)] == [False, False, True]
+
+
+def test_success_at_the_limit_of_environment_steps_is_success_and_after_it_is_none():
+    at_limit, too_late = limited(8).step_chunk(RIGHT), limited(7).step_chunk(RIGHT)
+    assert (at_limit.success, at_limit.terminal, at_limit.truncated) == (True, True, False)
+    assert (too_late.success, too_late.terminal, too_late.truncated, too_late.num_env_steps) == (False, False, True, 7)
+
+
+def test_the_steps_of_an_episode_are_counted_anew_after_a_reset():
+    env = limited(13)
+    env.step_chunk(STILL)
+    env.reset(seed=1)
+    assert not env.step_chunk(STILL).truncated
+
+
+def test_a_saved_state_knows_how_many_steps_are_left():
+    env, other = limited(13), limited(13)
+    env.step_chunk(STILL)
+    other.load_state(env.save_state())
+    assert other.step_chunk(STILL).num_env_steps == 5

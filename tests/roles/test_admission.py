@@ -211,6 +211,22 @@ def test_what_a_dead_worker_played_is_played_again_with_the_same_seed(overrides)
     assert desk.finish(ended(other[0]))
 
 
+def test_an_episode_whose_environment_failed_is_played_again_with_another_task_if_its_own_is_given_up():
+    desk = bounded(1)
+    (plan,) = start(desk, 1)
+    desk.fail(plan.number)
+    assert start(desk, 1) == [plan]
+    for _ in range(3):
+        desk.tasks.fail(plan.task)
+    desk.fail(plan.number)
+    (again,) = start(desk, 1)
+    assert (again.number, again.seed) == (plan.number, plan.seed)
+    assert again.task != plan.task
+    for _ in range(3):
+        desk.tasks.fail(again.task)
+    assert desk.start("rollout-0.0") is None
+
+
 def test_a_round_is_not_complete_while_a_lost_episode_is_to_be_played_again():
     desk = admission(mode="barrier")
     plans = start(desk, 3) + start(desk, 1, worker="dying")

@@ -36,6 +36,8 @@ def test_an_episode_is_recorded_action_by_action_with_the_patience_that_was_aske
     single = single_action(DOTS, DemosConfig(patience=1.5))
     assert (single.chunk_length, single.max_decisions) == (1, 36)
     assert single.model_copy(update={"chunk_length": 4, "max_decisions": 6}) == DOTS
+    limited = DOTS.model_copy(update={"max_env_steps": 21})
+    assert single_action(limited, DemosConfig(patience=2.0)).max_env_steps == 42
 
 
 def test_as_many_successes_of_each_task_are_kept_as_were_asked_for():
@@ -114,3 +116,9 @@ def test_a_folder_without_a_complete_data_set_is_refused(tmp_path: Path):
     index.write_text(json.dumps(json.loads(index.read_text()) | {"format": 99}))
     with pytest.raises(ConfigError, match="has format 99, this version reads 1"):
         load(tmp_path)
+
+
+def test_the_gripper_is_not_scaled_and_dots_has_none(tmp_path: Path):
+    for suite, mask in (("dots", [True, True]), ("metaworld", [True, False])):
+        save(tmp_path, recorded()[:1], DOTS.model_copy(update={"suite": suite}), CONFIG)
+        assert json.loads((tmp_path / "dataset.json").read_text())["statistics"]["action"]["mask"] == mask

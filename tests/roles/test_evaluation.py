@@ -62,6 +62,7 @@ def test_wilsons_interval_is_that_of_the_textbook(successes, episodes, low, high
 def test_the_rate_of_nothing_is_unknown():
     assert math.isnan(SuccessRate(0, 0).rate)
     assert SuccessRate(0, 0).interval == (0.0, 1.0)
+    assert SuccessRate(0, 0).to_dict() == {"rate": None, "interval": [0.0, 1.0], "episodes": 0}
 
 
 def test_a_rate_is_told_with_its_interval():
@@ -140,10 +141,20 @@ def test_a_report_counts_by_task_and_over_all():
     server = PolicyServer(tiny_policy(), InferenceConfig())
     plans = plan_episodes(DOTS.tasks, 3, seed=0, greedy=False)
     report = evaluate(server, lambda: make_env(DOTS), plans, on_episode=told.append)
-    assert tuple(told) == report.episodes
+    assert sorted(map(str, told)) == sorted(map(str, report.episodes))
+    assert [(episode.task, episode.number) for episode in report.episodes] == [(p.task, p.number) for p in plans]
+    assert [played.seed for played in report.played] == [plan.seed for plan in plans]
     assert {task: rate.episodes for task, rate in report.by_task.items()} == {"red": 3, "blue": 3}
     assert report.success.episodes == 6
     assert report.success.successes == sum(rate.successes for rate in report.by_task.values())
+
+
+def test_a_report_tells_episodes_with_equal_plans_apart():
+    plans = [EpisodePlan(task="red", seed=seed) for seed in (1, 2, 1)]
+    report = evaluate(PolicyServer(tiny_policy(), InferenceConfig()), lambda: make_env(DOTS), plans)
+    assert [played.seed for played in report.played] == [1, 2, 1]
+    first, second, third = report.episodes
+    assert first == third != second
 
 
 def test_no_more_environments_are_made_than_there_are_episodes():

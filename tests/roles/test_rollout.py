@@ -131,6 +131,13 @@ class Tasks:
     def __init__(self, plans: Sequence[EpisodePlan]) -> None:
         self._plans = list(plans)
         self.episodes: list[Episode] = []
+        self.failed: list[tuple[EpisodePlan, Exception]] = []
+        self.bears_failures = False
+
+    async def fail(self, plan: EpisodePlan, error: Exception) -> None:
+        if not self.bears_failures:
+            raise error
+        self.failed.append((plan, error))
 
     async def next_episode(self) -> EpisodePlan | None:
         return self._plans.pop(0) if self._plans else None
@@ -375,7 +382,17 @@ def test_with_an_executor_environments_are_touched_by_its_thread_only():
     assert {thread for env in Scene(plans()).play().envs for thread in env.threads} == {"MainThread"}
 
 
-def test_an_environment_that_fails_ends_the_worker_and_closes_the_others():
+def test_an_environment_that_fails_is_replaced_and_the_slot_goes_on():
+    scene = Scene(plans(4), fail_at=3)
+    scene.tasks.bears_failures = True
+    scene.play()
+    assert [str(error) for _, error in scene.tasks.failed] == ["the simulator fell over"] * 4
+    assert [plan.task for plan, _ in scene.tasks.failed] == ["count"] * 4
+    assert [env.closed for env in scene.envs] == [True] * 5
+    assert len(scene.envs[0].resets) == 1, "the broken environment was used again"
+
+
+def test_an_environment_whose_failure_is_not_borne_ends_the_worker_and_closes_the_others():
     scene = Scene(plans(4), slots=2, fail_at=3)
     with pytest.raises(ExceptionGroup) as raised:
         scene.play()

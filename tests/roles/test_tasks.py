@@ -88,3 +88,18 @@ def test_a_state_with_other_tasks_and_a_longer_window_still_fits():
     restored = TaskSampler(("red", "green"), TaskConfig(window=2), 0)
     restored.load_state_dict(saved.state_dict())
     assert restored.probabilities() == {"red": 2 / 3, "green": 1 / 3}
+
+
+def test_a_task_whose_environment_keeps_failing_is_given_up():
+    tasks = sampler()
+    assert [tasks.fail("red"), tasks.fail("red")] == [False, False]
+    tasks.report(episode("red", True))
+    assert [tasks.fail("red"), tasks.fail("red"), tasks.fail("red")] == [False, False, True]
+    assert tasks.quarantined == ("red",)
+    assert tasks.probabilities() == {"red": 0.0, "blue": 1.0}
+    tasks.report(episode("red", True))
+    assert {tasks.next_task() for _ in range(20)} == {"blue"}, "an episode that was still going on let it out"
+    for _ in range(3):
+        tasks.fail("blue")
+    with pytest.raises(RuntimeError, match="every task is in quarantine"):
+        tasks.next_task()

@@ -38,6 +38,28 @@ def test_the_asynchronous_loop_learns(start_run: StartRun, start: Path) -> None:
     assert after.interval[0] > before.interval[1], f"{before} before, {after} after"
 
 
+def test_a_task_whose_environment_keeps_failing_is_given_up_and_the_run_goes_on(start_run: StartRun) -> None:
+    broken = {"env.suite": "tests.runtime.fragile:fragile", "env.tasks": ("red", "blue")}
+    run = start_run({**broken, "limits.max_updates": 25})
+    assert run.wait(START_WITHIN_S + 60) == "finished"
+    line = run.metrics()[-1]
+    assert (line["updates"], line["discarded_decisions"]) == (25, 0)
+    assert line["quarantined"] == ["blue"]
+    incidents = [json.loads(text) for text in (run.folder / "incidents.jsonl").read_text().splitlines()]
+    ended = [each for each in incidents if each["what"] == "blue: OSError: the simulator of blue is broken"]
+    assert [each["action"] for each in ended[:3]] == [
+        *["environment replaced"] * 2,
+        "task put into quarantine after 3 failures",
+    ]
+
+
+def test_a_run_without_a_task_that_works_fails_and_says_why(start_run: StartRun) -> None:
+    run = start_run({"env.suite": "tests.runtime.fragile:brittle"})
+    assert run.wait(START_WITHIN_S) == "failed"
+    reason = "every task is in quarantine, the last one for OSError: the simulator is brittle"
+    assert run.status()["reason"] == reason
+
+
 def test_a_running_run_is_watched_steered_and_stopped_from_another_handle(start_run: StartRun, tmp_path: Path) -> None:
     run = start_run()
     wait_for(run, lambda status: status.get("updates", 0) >= 5)

@@ -63,7 +63,7 @@ PROTOCOLS = {
             name="rlinf",
             step_limits=dict.fromkeys(SUITES, 512),
             episodes_per_task=50,
-            settle_gripper=0.0,
+            settle_steps=15,
             source="github.com/RLinf/RLinf, examples/embodiment/config/env/eval and rlinf/envs/libero/libero_env.py",
         ),
     )
@@ -81,7 +81,7 @@ def describe(env: EnvConfig, protocol: str | None) -> dict[str, Any]:
         "settle_steps": env.libero.settle_steps,
         "settle_gripper": env.libero.settle_gripper,
         "init_states": f"{states.start} to {states.stop - 1}",
-        "observations": "48 ms late" if env.libero.lag else "fresh",
+        "observations": "2 ms late" if env.libero.lag else "fresh",
         "reflections": env.libero.reflections,
         "chunk_length": env.chunk_length,
     }

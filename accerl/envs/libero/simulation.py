@@ -21,6 +21,8 @@ with quietly(), hidden_egl_device():
     import mujoco
     import robosuite.utils.transform_utils as transforms
     from libero.libero.envs.env_wrapper import ControlEnv
+    from robosuite.utils.errors import RandomizationError
+    from robosuite.utils.observables import Observable, sensor
 
 from accerl.envs.libero.physics import LeanPhysics  # noqa: E402 - imports MuJoCo
 
@@ -37,7 +39,8 @@ VISIBLE_GROUPS = (1, 2)
 """robosuite keeps its collision shapes in group 0."""
 
 LAGGED = (*KINEMATICS, "qpos")
-"""What robosuite's own observations are made from, as it was after the first of the 25 physics steps."""
+"""What robosuite's own observations are made from."""
+OBSERVABLE = "accerl"
 
 
 class Occupant(Protocol):
@@ -65,13 +68,18 @@ class Simulation:
                 ignore_done=True,
                 hard_reset=False,
             )
+            self._lagged: dict[str, np.ndarray] = {}
+            rate = control.env.control_freq
+            keep = self._lag_sensor(control.sim.data._data)
+            self._clock = Observable(OBSERVABLE, keep, sampling_rate=rate)
+            control.env.add_observable(self._clock)
             np.random.seed(LAYOUT_SEED)
             sim = control.sim
             sim.reset = lambda: (type(sim).reset(sim), sim.forward())  # as after loading: the solver starts from it
-            control.reset()
+            _reset(control.env)
         self.robosuite: Any = control.env
         LeanPhysics(sim)
-        for name in self.robosuite.observation_names:
+        for name in self.robosuite.observation_names - {OBSERVABLE}:
             for attribute in ("enabled", "active"):
                 self.robosuite.modify_observable(name, attribute, False)
         self.model: mujoco.MjModel = self.robosuite.sim.model._model
@@ -83,9 +91,7 @@ class Simulation:
         self.hand_body = self.model.body(robot.robot_model.eef_name).id
         self.fingers = [self.model.joint(name).qposadr[0] for name in self._gripper.joints]
         self._views: dict[tuple[int, bool, int | None], rendering.View] = {}
-        self._lagged: dict[str, np.ndarray] = {}
         self._settled: dict[tuple[bytes, int], dict[str, np.ndarray]] = {}
-        self.robosuite._update_observables = self._after_physics_step
         self._start = self.save()
 
     def reset(self, init_state: np.ndarray, settle_steps: int, still: np.ndarray) -> None:
@@ -110,15 +116,15 @@ class Simulation:
         mujoco.mj_forward(model, data)
         self.robosuite._check_success()
         self.robosuite._post_process()
+        self.robosuite._update_observables(force=True)
 
     def step(self, action: np.ndarray) -> bool:
         """Whether the goal is reached now."""
-        self._lagged.clear()
         return bool(self.robosuite.step(action)[2])
 
     @contextlib.contextmanager
     def as_robosuite_observes(self) -> Iterator[None]:
-        """With positions of the beginning of the last step, 48 ms ago: those that robosuite's observations show."""
+        """With the positions that robosuite's own observations show: of its sampling clock, not of now."""
         fresh = {name: getattr(self.data, name).copy() for name in self._lagged}
         self._show(self._lagged)
         try:
@@ -149,6 +155,7 @@ class Simulation:
         state |= {f"kinematics.{name}": getattr(self.data, name).copy() for name in KINEMATICS}
         state |= {f"controller.{name}": np.array(value) for name, value in _numbers(self._controller)}
         state |= {f"lagged.{name}": value.copy() for name, value in self._lagged.items()}
+        state["clock"] = np.array([self._clock._time_since_last_sample, self._clock._sampled], float)
         return state | {"gripper": np.array(self._gripper.current_action, float)}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
@@ -164,16 +171,22 @@ class Simulation:
         # Again, because the forward pass has overwritten the solver's warm start, which is part of the state.
         mujoco.mj_setState(self.model, self.data, state["physics"], mujoco.mjtState.mjSTATE_INTEGRATION)
         self._show({name: state[f"kinematics.{name}"] for name in KINEMATICS})
-        self._lagged = {name: state[f"lagged.{name}"].copy() for name in LAGGED if f"lagged.{name}" in state}
+        self._lagged = {name: state[f"lagged.{name}"].copy() for name in LAGGED}
+        self._clock._time_since_last_sample, self._clock._sampled = float(state["clock"][0]), bool(state["clock"][1])
 
     def _show(self, arrays: Mapping[str, np.ndarray]) -> None:
         for name, value in arrays.items():
             getattr(self.data, name)[:] = value
 
-    def _after_physics_step(self, force: bool = False) -> None:
-        """In the place of robosuite's observations: keep what they would see."""
-        if not self._lagged:
-            self._lagged = {name: getattr(self.data, name).copy() for name in LAGGED}
+    def _lag_sensor(self, data: mujoco.MjData) -> Any:
+        """Keeps what robosuite's observations would see, whenever its sampling clock says so."""
+
+        @sensor(modality=OBSERVABLE)
+        def keep(_: Any) -> float:
+            self._lagged = {name: getattr(data, name).copy() for name in LAGGED}
+            return 0.0
+
+        return keep
 
     def close(self) -> None:
         for view in self._views.values():
@@ -253,6 +266,16 @@ def _random_numbers(seed: int) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(state)
+
+
+def _reset(env: Any) -> None:
+    """As LIBERO's own `reset`, which tries again when things could not be placed, and for ever when all else fails."""
+    while True:
+        try:
+            env.reset()
+            return
+        except RandomizationError:
+            continue
 
 
 def _numbers(thing: Any) -> Iterator[tuple[str, Any]]:

@@ -92,8 +92,8 @@ def test_frames_are_those_of_the_simulators_own_renderer():
     env.close()
 
 
-def test_the_lag_of_liberos_own_observations_can_be_had():
-    """Up to 1e-9 m: robosuite computes once more before it draws, which its solver then starts from."""
+def test_robosuites_own_observations_can_be_had():
+    """Up to 1e-7 m: robosuite computes once more before it draws, which its solver then starts from."""
     env = make_env(config_of(libero={"reflections": True, "lag": True}))
     fresh = make_env(config_of(libero={"reflections": True}))
     upstream = Upstream(tasks_of("libero_goal")[env.spec.tasks[0]], SIZE)
@@ -103,20 +103,15 @@ def test_the_lag_of_liberos_own_observations_can_be_had():
     chunks = actions_of(16).reshape(2, 8, 7)
     for theirs, ours in [(first, seen), *steps_of_both(upstream, env, chunks)]:
         for index, camera in enumerate(CAMERAS):
-            assert difference(ours["images"][index], theirs[f"{camera}_image"][::-1, ::-1]) < 0.1
-        assert np.allclose(ours["proprio"][:3], theirs["robot0_eef_pos"], atol=1e-6)
-        assert np.allclose(ours["proprio"][6:], theirs["robot0_gripper_qpos"], atol=1e-6)
+            assert difference(ours["images"][index], theirs[f"{camera}_image"][::-1, ::-1]) < 0.02
+        assert np.allclose(ours["proprio"][:3], theirs["robot0_eef_pos"], atol=2e-7)
+        assert np.allclose(ours["proprio"][6:], theirs["robot0_gripper_qpos"], atol=2e-7)
     for chunk in chunks:
         now = fresh.step_chunk(chunk).observation
-    assert difference(now["images"][1], ours["images"][1]) > 0.5
-    assert np.abs(now["proprio"][:3] - ours["proprio"][:3]).max() > 1e-3
+    assert np.abs(now["proprio"][:3] - ours["proprio"][:3]).max() > 1e-5
+    assert not np.array_equal(now["images"], ours["images"])
     for each in (upstream, env, fresh):
         each.close()
-
-
-def difference(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean over the pixels, of 255."""
-    return float(np.abs(one.astype(int) - other).mean())
 
 
 def steps_of_both(upstream, env, chunks):
@@ -124,6 +119,11 @@ def steps_of_both(upstream, env, chunks):
         for action in chunk:
             observation = upstream.control.step(action)[0]
         yield observation, env.step_chunk(chunk).observation
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean over the pixels, of 255."""
+    return float(np.abs(one.astype(int) - other).mean())
 
 
 def test_environments_take_turns_on_a_task(env: Libero):
