@@ -21,6 +21,7 @@ VIEW = 256
 BAND = 28
 """Pixels above the views for the instruction, and below them for the labels."""
 GAP = 4
+FONT_SIZE = 16
 FRAMES_PER_S = 25
 HOLD_S = 0.8
 """How long the end of the longer episode stays."""
@@ -158,20 +159,25 @@ def _side_by_side(takes: Mapping[str, Take]) -> Iterator[np.ndarray]:
         width = len(takes) * (VIEW + GAP) - GAP
         picture = Image.new("RGB", (width, VIEW + 2 * BAND), BACKGROUND)
         draw = ImageDraw.Draw(picture)
-        _centred(draw, (width // 2, BAND // 2), f"“{instruction}”", TEXT)
+        _centred(draw, (width // 2, BAND // 2), width, f"“{instruction}”", TEXT)
         for place, (label, take) in enumerate(takes.items()):
             left = place * (VIEW + GAP)
             picture.paste(Image.fromarray(take.frames[min(index, len(take.frames) - 1)]), (left, BAND))
             middle = (left + VIEW // 2, BAND + VIEW + BAND // 2)
             if index < len(take.frames) - 1:
-                _centred(draw, middle, label, TEXT)
+                _centred(draw, middle, VIEW, label, TEXT)
                 continue
             colour = GOOD if take.success else BAD
             result = "success" if take.success else "failure"
-            _centred(draw, middle, f"{label}: {result}" if label else result, colour)
+            _centred(draw, middle, VIEW, f"{label}: {result}" if label else result, colour)
             draw.rectangle((left, BAND, left + VIEW - 1, BAND + VIEW - 1), outline=colour, width=3)
         yield np.asarray(picture)
 
 
-def _centred(draw: ImageDraw.ImageDraw, middle: tuple[int, int], text: str, colour: tuple[int, int, int]) -> None:
-    draw.text(middle, text, fill=colour, font=ImageFont.load_default(size=16), anchor="mm")
+def _centred(
+    draw: ImageDraw.ImageDraw, middle: tuple[int, int], room: int, text: str, colour: tuple[int, int, int]
+) -> None:
+    """In smaller letters where `room` pixels are too few."""
+    width = draw.textlength(text, font=ImageFont.load_default(size=FONT_SIZE))
+    size = FONT_SIZE * min(1.0, (room - 8) / max(1.0, width))
+    draw.text(middle, text, fill=colour, font=ImageFont.load_default(size=size), anchor="mm")
