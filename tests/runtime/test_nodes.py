@@ -71,13 +71,18 @@ def test_a_node_that_dies_takes_only_its_own_roles_and_they_go_on_elsewhere(
     wait_for(run, lambda _: {incident["role"] for incident in run.incidents()} == lost)
     before = run.status()
     wait_for(run, lambda status: status["updates"] > before["updates"] and len(cluster.endpoints("run")) == 2)
-    back = {name.removeprefix("run/"): node for name, (node, _) in cluster.actors().items()}
-    assert {back.get(name) for name in lost} == {cluster.head}
+    wait_for(run, lambda _: lost <= node_of_role(cluster).keys())
+    assert {node_of_role(cluster)[name] for name in lost} == {cluster.head}
     assert [incident["action"] for incident in run.incidents()] == ["restarted"] * len(lost)
 
     run.stop()
     assert run.status()["state"] == "finished"
     assert run.metrics()[-1]["discarded_decisions"] == 0
+
+
+def node_of_role(cluster: LocalCluster) -> dict[str, str]:
+    """Of the roles that live at this moment."""
+    return {name.removeprefix("run/"): node for name, (node, _) in cluster.actors().items()}
 
 
 def ports_of(process: int) -> set[int]:
