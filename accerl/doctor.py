@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 from accerl.config import ClusterConfig
 from accerl.envs import rendering
+from accerl.envs.libero.installation import INSTALL as INSTALL_LIBERO
 
 LIBRARIES = ("torch", "ray", "mujoco", "metaworld", "gymnasium", "safetensors", "matplotlib", "imageio_ffmpeg")
 MIN_MEMORY_GB = 4.0
@@ -34,7 +36,7 @@ class Finding:
 def examine_machine() -> list[Finding]:
     """Everything that a run needs, each with the command that mends it where it is missing."""
     with ThreadPoolExecutor(max_workers=2) as pool:
-        libraries = pool.map(_library, LIBRARIES)
+        libraries = [*pool.map(_library, LIBRARIES), _libero()]
         return [_python(), *libraries, _devices(), _memory(), *_drawing(rendering.probe()), _shared_memory(), _disk()]
 
 
@@ -72,6 +74,13 @@ def _library(name: str) -> Finding:
     last = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
     remedy = f"{sys.executable} -m pip install --force-reinstall {name.replace('_', '-')}"
     return Finding(subject=name, ok=False, detail=last, remedy=remedy)
+
+
+def _libero() -> Finding:
+    """An extra: `accerl.envs.libero.doctor` examines it."""
+    if importlib.util.find_spec("libero") is None:
+        return Finding(subject="libero", ok=None, detail="not installed: an extra", remedy=INSTALL_LIBERO)
+    return Finding(subject="libero", ok=True, detail="there; whether it works: accerl doctor --libero")
 
 
 def _devices() -> Finding:

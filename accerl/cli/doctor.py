@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+from pydantic import model_validator
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -29,6 +30,14 @@ class DoctorOptions(Section):
     """Folder that is to hold the runs: with `cluster`, whether all nodes share it."""
     nodes: Positive | None = None
     """With `cluster`: how many there should be; they are given two minutes to join."""
+    libero: bool = False
+    """Examine LIBERO on this machine, too: half a minute."""
+
+    @model_validator(mode="after")
+    def _libero_is_here(self) -> Self:
+        if self.libero and self.cluster:
+            raise ValueError("libero: is examined on this machine, not with cluster; leave one of them out")
+        return self
 
 
 def examine(options: DoctorOptions) -> int:
@@ -48,13 +57,19 @@ def _findings(options: DoctorOptions) -> list[Finding]:
     if not options.cluster:
         from accerl.doctor import examine_machine
 
-        return examine_machine()
+        return [*examine_machine(), *(_libero() if options.libero else ())]
     from accerl.runtime.cluster_doctor import examine_cluster
 
     address = options.cluster if isinstance(options.cluster, str) else os.environ.get("RAY_ADDRESS")
     if not address:
         raise ConfigError("cluster: RAY_ADDRESS is not set; give the address, --cluster host:port")
     return examine_cluster(address, options.root, options.nodes)
+
+
+def _libero() -> list[Finding]:
+    from accerl.envs.libero.doctor import examine_libero
+
+    return examine_libero()
 
 
 COMMAND = Command(
@@ -64,6 +79,7 @@ COMMAND = Command(
     run=examine,
     examples=(
         ("before the first run", "accerl doctor"),
+        ("before the first run on LIBERO", "accerl doctor --libero"),
         ("before the first run on a cluster", "accerl doctor --cluster 10.0.0.1:6379 --root /shared/runs"),
     ),
 )

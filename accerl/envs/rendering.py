@@ -219,20 +219,29 @@ class View:
 
 @contextlib.contextmanager
 def _current(gl: Any) -> Iterator[None]:
-    """With this GL context; then with the one before, because other renderers (robosuite's) trust to theirs."""
-    before = None
-    if os.environ.get("MUJOCO_GL") == "egl":
-        from mujoco.egl import egl_ext
+    """With this GL context."""
+    with _left_as_it_was(os.environ.get("MUJOCO_GL")):
+        gl.make_current()
+        yield
 
-        context = egl_ext.eglGetCurrentContext()
-        if context and context.address != gl._context.address:
-            before = egl_ext.eglGetCurrentDisplay(), context
-    gl.make_current()
+
+@contextlib.contextmanager
+def _left_as_it_was(backend: str | None) -> Iterator[None]:
+    """Afterwards EGL's current context is the one before.
+
+    Other renderers, as robosuite's, trust to theirs: in ours they would draw with our objects, and delete them.
+    """
+    if backend != "egl":
+        yield
+        return
+    from mujoco.egl import egl_ext
+
+    display, context = egl_ext.eglGetCurrentDisplay(), egl_ext.eglGetCurrentContext()
     try:
         yield
     finally:
-        if before is not None:
-            display, context = before
+        now = egl_ext.eglGetCurrentContext()
+        if context and (not now or now.address != context.address):
             egl_ext.eglMakeCurrent(display, egl_ext.EGL_NO_SURFACE, egl_ext.EGL_NO_SURFACE, context)
 
 
@@ -252,7 +261,7 @@ def _gl_context() -> Any:
             from mujoco.osmesa import GLContext
         else:
             from mujoco import GLContext
-        with _egl_device_chosen(backend):
+        with _egl_device_chosen(backend), _left_as_it_was(backend):
             _thread.gl = GLContext(64, 64)  # MuJoCo draws into a buffer of its own
         atexit.register(_thread.gl.free)
     return _thread.gl

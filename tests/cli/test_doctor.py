@@ -39,6 +39,33 @@ def test_a_library_that_cannot_be_imported_is_missing(monkeypatch, capsys):
     assert "pip install --force-reinstall no-such-library" in printed
 
 
+def test_libero_is_an_extra(monkeypatch, capsys):
+    monkeypatch.setattr(rendering, "probe", lambda: {"egl": WORKS})
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "libero" in printed and "note" in printed
+    assert "-m pip install 'accerl[libero]'" in printed
+
+
+def test_libero_is_examined_on_demand_beside_the_machine(monkeypatch, capsys):
+    from accerl.envs.libero import doctor as libero
+
+    failed = Finding(subject="libero package", ok=False, detail="not installed", remedy="pip install it")
+    monkeypatch.setattr(rendering, "probe", lambda: {"egl": WORKS})
+    monkeypatch.setattr(libero, "examine_libero", lambda: [failed])
+    assert main(["doctor"]) == 0
+    assert main(["doctor", "--libero"]) == 1
+    printed = capsys.readouterr().out
+    assert "pydantic" in printed
+    assert "libero package: pip install it" in printed
+
+
+def test_libero_is_not_examined_on_a_cluster(capsys):
+    assert main(["doctor", "--libero", "--cluster", "here:1"]) == 2
+    assert "libero: is examined on this machine, not with cluster" in capsys.readouterr().err
+
+
 def test_the_machine_is_described_in_what_json_can_hold():
     import json
 

@@ -1,3 +1,6 @@
+import threading
+from typing import Any
+
 import pytest
 
 from accerl.envs import rendering
@@ -126,3 +129,31 @@ def test_a_device_that_is_not_there_is_named(monkeypatch):
         pytest.skip("needs EGL")
     monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "99")
     assert "MUJOCO_EGL_DEVICE_ID" in rendering.try_backend("egl").detail
+
+
+def test_the_context_of_another_renderer_stays_current():
+    if rendering.choose_backend() != "egl":
+        pytest.skip("needs EGL")
+    import mujoco
+    from mujoco.egl import GLContext, egl_ext
+
+    current: list[bool] = []
+
+    def draw_between() -> None:
+        """In a thread of its own, which has no context yet: making one takes away the current one."""
+        theirs: Any = GLContext(16, 16)
+        theirs.make_current()
+        model = mujoco.MjModel.from_xml_string("<mujoco/>")
+        data = mujoco.MjData(model)
+        mujoco.mj_forward(model, data)
+        view = rendering.View(model, 16, groups=(0,))
+        view.render(data, mujoco.MjvCamera())
+        view.close()
+        now: Any = egl_ext.eglGetCurrentContext()
+        current.append(now.address == theirs._context.address)
+        theirs.free()
+
+    thread = threading.Thread(target=draw_between)
+    thread.start()
+    thread.join()
+    assert current == [True]
