@@ -36,7 +36,7 @@ class LiberoConfig(Section):
     reflections: bool = False
     """Draw them, as LIBERO does, for checkpoints that were trained so; costs up to half of the speed."""
     max_simulations: Positive = 10
-    """Tasks that a stepping thread keeps compiled, about 0.7 GB each; another one replaces the least needed in 2 s."""
+    """Tasks that a stepping thread keeps compiled, about 0.9 GB each; another one replaces the least needed in 2 s."""
 
 
 class EnvConfig(Section):

@@ -51,7 +51,7 @@ class Occupant(Protocol):
 
 
 class Simulation:
-    """One task, compiled (1 to 2 s, about 0.7 GB with its pictures); a step is one of robosuite's, 1/20 s.
+    """One task, compiled (1 to 2 s, about 0.9 GB with its pictures); a step is one of robosuite's, 1/20 s.
 
     robosuite's observations are off, because they cost more than the physics: positions are read from MuJoCo, pictures
     are drawn when they are asked for.
