@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from accerl.config import ConfigError, DemosConfig, EnvConfig
+from accerl.envs.libero.suites import SUITES as LIBERO
 from accerl.files import write_file
 from accerl.protocols import Env, Expert
 from accerl.rollout import derive_seed
@@ -43,6 +44,11 @@ def single_action(env: EnvConfig, config: DemosConfig) -> EnvConfig:
     num_actions = round(env.max_decisions * env.chunk_length * config.patience)
     limit = None if env.max_env_steps is None else round(env.max_env_steps * config.patience)
     return env.model_copy(update={"chunk_length": 1, "max_decisions": num_actions, "max_env_steps": limit})
+
+
+def without_images(env: EnvConfig) -> EnvConfig:
+    """LIBERO's without cameras; drawing costs more than stepping there."""
+    return env.model_copy(update={"cameras": ()}) if env.suite in LIBERO else env
 
 
 def record(

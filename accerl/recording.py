@@ -19,7 +19,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from accerl.config import ConfigError, DemosConfig, EnvConfig
-from accerl.demos import Demonstration, single_action, write_index, write_shard_index
+from accerl.demos import Demonstration, single_action, without_images, write_index, write_shard_index
 from accerl.episode_pool import Channel, EpisodePool, Incident, Outcome, PoolConfig
 from accerl.files import sync, write_file
 from accerl.protocols import StatefulEnv
@@ -251,11 +251,6 @@ class _Renderer:
             proprio=np.stack(proprio),
             action=arrays["action"],
         )
-
-
-def without_images(env: EnvConfig) -> EnvConfig:
-    """LIBERO's without cameras; drawing costs more than stepping there."""
-    return env.model_copy(update={"cameras": ()}) if env.suite.startswith("libero_") else env
 
 
 def physics_of(env: StatefulEnv) -> np.ndarray:

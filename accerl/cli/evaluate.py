@@ -17,7 +17,7 @@ from rich.text import Text
 
 from accerl.cli.command import Command
 from accerl.cli.policies import DEMONSTRATOR, env_of_policy, find_policy, trained_states
-from accerl.config import ConfigError, EnvConfig, InferenceConfig, Section
+from accerl.config import ConfigError, DemosConfig, EnvConfig, InferenceConfig, Section
 from accerl.console import progress, say
 from accerl.envs.libero.protocols import PROTOCOLS, describe, leakage
 from accerl.envs.libero.suites import SUITES as LIBERO
@@ -94,8 +94,9 @@ class EvalOptions(Section):
         env = self.env if self.protocol is None else PROTOCOLS[self.protocol].apply(self.env)
         if not self.is_demonstrator:
             return env
-        single = {"chunk_length": 1, "max_decisions": env.max_decisions * env.chunk_length}
-        return env.model_copy(update={**single, "cameras": () if env.suite in LIBERO else env.cameras})
+        from accerl.demos import single_action, without_images
+
+        return without_images(single_action(env, DemosConfig(patience=1)))
 
     @property
     def workers(self) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from accerl.config import suggest
+from accerl.config import EnvConfig, suggest
 from accerl.types import ChunkResult, EnvSpec, Observation
 
 
@@ -107,3 +107,18 @@ def chosen_task(spec: EnvSpec, options: Mapping[str, Any] | None) -> str:
     if task not in spec.tasks:
         raise ValueError(f"unknown task {task!r}; {suggest(str(task), list(spec.tasks))}")
     return task
+
+
+def spec_of(config: EnvConfig, tasks: Sequence[str], *, proprio_dim: int, action_dim: int) -> EnvSpec:
+    """The facts of a simulator that takes the rest of them from its configuration."""
+    return EnvSpec(
+        tasks=tuple(tasks),
+        num_cameras=len(config.cameras),
+        image_size=config.image_size,
+        proprio_dim=proprio_dim,
+        action_dim=action_dim,
+        chunk_length=config.chunk_length,
+        steps_per_action=config.steps_per_action,
+        max_decisions=config.max_decisions,
+        max_env_steps=config.max_env_steps,
+    )

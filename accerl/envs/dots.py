@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from accerl.config import ConfigError, EnvConfig, suggest
-from accerl.envs.decision import DecisionLoop, Step, chosen_task
+from accerl.envs.decision import DecisionLoop, Step, chosen_task, spec_of
 from accerl.envs.state import pack_random, unpack_random
-from accerl.types import ChunkResult, EnvSpec, Observation
+from accerl.types import ChunkResult, Observation
 
 COLOURS = {"red": (220, 40, 40), "blue": (40, 80, 220)}
 """Task to the colour of the dot it is about."""
@@ -40,17 +40,7 @@ class Dots:
     def __init__(self, config: EnvConfig, tasks: tuple[str, ...] | None = None) -> None:
         tasks = tasks or config.tasks
         check(tasks, config.cameras)
-        self.spec = EnvSpec(
-            tasks=tuple(tasks),
-            num_cameras=1,
-            image_size=config.image_size,
-            proprio_dim=2,
-            action_dim=2,
-            chunk_length=config.chunk_length,
-            steps_per_action=config.steps_per_action,
-            max_decisions=config.max_decisions,
-            max_env_steps=config.max_env_steps,
-        )
+        self.spec = spec_of(config, tasks, proprio_dim=2, action_dim=2)
         self.task = self.spec.tasks[0]
         self.agent = np.zeros(2)
         self.goals = np.zeros((len(COLOURS), 2))

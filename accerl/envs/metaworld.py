@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from accerl.config import EnvConfig
-from accerl.envs.decision import DecisionLoop, Step, chosen_task
+from accerl.envs.decision import DecisionLoop, Step, chosen_task, spec_of
 from accerl.envs.metaworld_simulator import Simulator
 from accerl.envs.metaworld_tasks import INSTRUCTIONS, check
 from accerl.envs.state import pack_random, unpack_random
-from accerl.types import ChunkResult, EnvSpec, Observation
+from accerl.types import ChunkResult, Observation
 
 DENSE_REWARD_SCALE = 0.1
 """Meta-World's own rewards lie in [0, 10] a step."""
@@ -35,17 +35,7 @@ class MetaWorld:
     def __init__(self, config: EnvConfig, tasks: tuple[str, ...] | None = None) -> None:
         tasks = tasks or config.tasks
         check(tasks, config.cameras)
-        self.spec = EnvSpec(
-            tasks=tuple(tasks),
-            num_cameras=len(config.cameras),
-            image_size=config.image_size,
-            proprio_dim=4,
-            action_dim=4,
-            chunk_length=config.chunk_length,
-            steps_per_action=config.steps_per_action,
-            max_decisions=config.max_decisions,
-            max_env_steps=config.max_env_steps,
-        )
+        self.spec = spec_of(config, tasks, proprio_dim=4, action_dim=4)
         self.task = self.spec.tasks[0]
         self._cameras = config.cameras
         self._dense = config.reward == "dense"

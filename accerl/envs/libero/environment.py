@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from accerl.config import EnvConfig
-from accerl.envs.decision import DecisionLoop, Step, chosen_task
+from accerl.envs.decision import DecisionLoop, Step, chosen_task, spec_of
 from accerl.envs.libero.simulation import Simulation, theatre
 from accerl.envs.libero.suites import CAMERAS, SPLITS, check, init_states, task_names, tasks_of
 from accerl.envs.state import pack_random, unpack_random
-from accerl.types import ChunkResult, EnvSpec, Observation
+from accerl.types import ChunkResult, Observation
 
 ACTION_DIM = 7
 PROPRIO_DIM = 8
@@ -41,17 +41,7 @@ class Libero:
     def __init__(self, config: EnvConfig, tasks: tuple[str, ...] | None = None) -> None:
         names = task_names(config.suite, tasks or config.tasks)
         check(config.suite, names, config.cameras)
-        self.spec = EnvSpec(
-            tasks=names,
-            num_cameras=len(config.cameras),
-            image_size=config.image_size,
-            proprio_dim=PROPRIO_DIM,
-            action_dim=ACTION_DIM,
-            chunk_length=config.chunk_length,
-            steps_per_action=config.steps_per_action,
-            max_decisions=config.max_decisions,
-            max_env_steps=config.max_env_steps,
-        )
+        self.spec = spec_of(config, names, proprio_dim=PROPRIO_DIM, action_dim=ACTION_DIM)
         self.task = names[0]
         self.episode = 0
         """Counts resets."""

@@ -63,12 +63,6 @@ class Scene:
         """[3, 3]; the third column points out of the palm, the second one along the fingers' motion."""
         return self.data.xmat[self.simulation.hand_body].reshape(3, 3).copy()
 
-    @property
-    def opening(self) -> float:
-        """Between the fingers."""
-        left, right = self.data.qpos[self.simulation.fingers]
-        return float(left - right)
-
     # Things.
 
     def is_object(self, name: str) -> bool:
@@ -159,12 +153,6 @@ class Scene:
                     break
                 z -= 1e-4
         return heights
-
-    def touches(self, one: int, other: int) -> bool:
-        """Whether two bodies, with what is fixed to them, are in contact."""
-        a, b = self._within(one), self._within(other)
-        pairs = self.model.geom_bodyid[self.data.contact.geom[: self.data.ncon]]
-        return bool(((a[pairs[:, 0]] & b[pairs[:, 1]]) | (b[pairs[:, 0]] & a[pairs[:, 1]])).any())
 
     @cached_property
     def _robot_bodies(self) -> np.ndarray:
