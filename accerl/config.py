@@ -35,6 +35,8 @@ class LiberoConfig(Section):
     """Observe when robosuite's sampling clock does, 2 ms before the end of a step, to the bit; else at the end."""
     reflections: bool = False
     """Draw them, as LIBERO does, for checkpoints that were trained so; costs up to half of the speed."""
+    multisampling: bool = True
+    """Smooth edges, as LIBERO does; a picture without takes half the time or two thirds."""
     max_simulations: Positive = 10
     """Tasks that a stepping thread keeps compiled, about 0.9 GB each; another one replaces the least needed in 2 s."""
 

@@ -17,13 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from accerl import __version__
-from accerl.cli import attach, clone, demos, doctor, evaluate, status, stop, trace, train
+from accerl.cli import attach, clone, demos, doctor, evaluate, plan, status, stop, trace, train
 from accerl.cli.command import Command
 from accerl.config import ConfigError, suggest
 
 COMMANDS: dict[str, Command[Any]] = {
     module.COMMAND.name: module.COMMAND
-    for module in (train, evaluate, demos, clone, status, attach, stop, trace, doctor)
+    for module in (train, evaluate, demos, clone, plan, status, attach, stop, trace, doctor)
 }
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from accerl.cli.command import Command
 from accerl.cli.policies import ORIGIN
 from accerl.config import CloneConfig, ConfigError, EnvConfig, PolicyConfig, Section
@@ -73,6 +75,7 @@ def starting_policy(config: PolicyConfig, env: EnvConfig, demonstrations: Sequen
     from accerl.checkpoint import load_policy
     from accerl.envs import make_env
     from accerl.policies.tiny_vla import TinyVLA, TinyVLAConfig
+    from accerl.statistics import summarize
 
     simulator = make_env(env)
     spec = simulator.spec
@@ -82,10 +85,15 @@ def starting_policy(config: PolicyConfig, env: EnvConfig, demonstrations: Sequen
             policy = load_policy(config.checkpoint)
             policy.check_env(spec)
             return policy
-        sizes = config.model_dump(include={"width", "num_layers", "num_heads"})
-        instructions = [demonstration.instruction for demonstration in demonstrations]
-        returns_are_probabilities = env.reward == "success"
-        return TinyVLA(TinyVLAConfig.for_env(spec, instructions, value_probability=returns_are_probabilities, **sizes))
+        proprio = summarize(np.concatenate([demonstration.proprio for demonstration in demonstrations]))
+        fitted = TinyVLAConfig.for_env(
+            spec,
+            [demonstration.instruction for demonstration in demonstrations],
+            value_probability=env.reward == "success",
+            proprio_bounds=tuple(zip(proprio["q01"], proprio["q99"], strict=True)),
+            **config.model_dump(include={"width", "num_layers", "num_heads"}),
+        )
+        return TinyVLA(fitted)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

@@ -20,6 +20,17 @@ TRUTHS = ("true", "false", "yes", "no", "on", "off")
 """Words that a switch takes as its value; any other word after it is not meant for it."""
 
 
+class RunOptions(RunConfig):
+    """A run, for commands that take one whole."""
+
+    config: Path | None = None
+    """Recipe (`quickstart`, `libero`) or TOML or JSON file with any of these settings; the command line goes before
+    it."""
+
+    def run_config(self) -> RunConfig:
+        return RunConfig(**{name: getattr(self, name) for name in RunConfig.model_fields})
+
+
 def parse(arguments: Sequence[str], model: type[Section], positional: str | None = None) -> dict[str, Any]:
     """Dotted field names to values, as `accerl.config.merge` takes them.
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accerl.cli.command import Command
-from accerl.cli.options import from_file
-from accerl.config import ConfigError, RunConfig
+from accerl.cli.options import RunOptions, from_file
+from accerl.config import ConfigError
 from accerl.console import ending, follow, say
 
 if TYPE_CHECKING:
@@ -18,19 +18,14 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 
 
-class TrainOptions(RunConfig):
+class TrainOptions(RunOptions):
     """A run, and how to start it."""
 
-    config: Path | None = None
-    """Recipe (`quickstart`) or TOML or JSON file with any of these settings; the command line goes before it."""
     resume: bool | str = False
     """Go on from the newest checkpoint of a run: its name below `root`, or its folder; default: the one called `name`.
     Its settings are kept, apart from those given here."""
     detach: bool = False
     """Start the run and return: it goes on without this terminal."""
-
-    def run_config(self) -> RunConfig:
-        return RunConfig(**{name: getattr(self, name) for name in RunConfig.model_fields})
 
 
 def train(options: TrainOptions) -> int:

@@ -180,14 +180,11 @@ class View:
 
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
         model.vis.global_.offheight = max(model.vis.global_.offheight, size)
-        if samples is not None:
-            model.vis.quality.offsamples = samples
-        if "shadow" in without:
-            model.vis.quality.shadowsize = 0
         self._mujoco = mujoco
         self._model = model
         self._gl = _gl_context()
-        with _current(self._gl):
+        shadows = 0 if "shadow" in without else None
+        with _current(self._gl), _quality(model, offsamples=samples, shadowsize=shadows):
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         self._scene = mujoco.MjvScene(model, maxgeom=2000)
         for effect in without:
@@ -215,6 +212,20 @@ class View:
         with _current(self._gl):
             self._context.free()
         _open_views.discard(self)
+
+
+@contextlib.contextmanager
+def _quality(model: Any, **settings: int | None) -> Iterator[None]:
+    """With those of `model.vis.quality` that are not None; another view of the same model may want the model's own."""
+    quality = model.vis.quality
+    own = {name: getattr(quality, name) for name, value in settings.items() if value is not None}
+    for name in own:
+        setattr(quality, name, settings[name])
+    try:
+        yield
+    finally:
+        for name, value in own.items():
+            setattr(quality, name, value)
 
 
 @contextlib.contextmanager

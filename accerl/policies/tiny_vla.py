@@ -28,6 +28,8 @@ from accerl.types import Blob, EnvSpec, Evaluation, ObservationBatch, PolicyOutp
 PADDING, UNKNOWN = 0, 1
 PATCH = 16
 """Pixels an image token covers in each direction: the stem's total stride."""
+MIN_REACH = 1e-3
+"""Of proprioception that hardly changes: 1 mm."""
 
 
 class TinyVLAConfig(BaseModel):
@@ -54,6 +56,9 @@ class TinyVLAConfig(BaseModel):
     """The value is a success probability in (0, 1), see `accerl.policies.value_head`."""
     label_width: float = 6.0
     """Bins over which imitation smears its targets."""
+    proprio_bounds: tuple[tuple[float, float], ...] | None = None
+    """What becomes -1 and 1, for each dimension of proprioception: metres and finger widths differ a hundredfold. None:
+    as it comes."""
 
     @classmethod
     def for_env(cls, spec: EnvSpec, instructions: Iterable[str], **sizes: Any) -> TinyVLAConfig:
@@ -77,6 +82,8 @@ class TinyVLA(nn.Module):
         super().__init__()
         if config.image_size % PATCH:
             raise ValueError(f"env.image_size: TinyVLA needs a multiple of {PATCH}, not {config.image_size}")
+        if config.proprio_bounds is not None and len(config.proprio_bounds) != config.proprio_dim:
+            raise ValueError(f"proprio_bounds: {len(config.proprio_bounds)} for a proprio_dim of {config.proprio_dim}")
         self.config = config
         width = config.width
         self.num_tokens = config.chunk_length * config.action_dim
@@ -104,6 +111,14 @@ class TinyVLA(nn.Module):
         nn.init.zeros_(self.action_head.bias)
         self.register_buffer("basis", radial_basis(config.num_basis, config.num_bins), persistent=False)
         self.basis: Tensor
+        bounds = torch.tensor(config.proprio_bounds or [(-1.0, 1.0)] * config.proprio_dim).reshape(
+            config.proprio_dim, 2
+        )
+        low, high = bounds.float().unbind(-1)
+        self.register_buffer("proprio_centre", (low + high) / 2, persistent=False)
+        self.register_buffer("proprio_reach", ((high - low) / 2).clamp(min=MIN_REACH), persistent=False)
+        self.proprio_centre: Tensor
+        self.proprio_reach: Tensor
 
     def check_env(self, spec: EnvSpec) -> None:
         for field in ("image_size", "num_cameras", "proprio_dim", "action_dim", "chunk_length"):
@@ -167,7 +182,7 @@ class TinyVLA(nn.Module):
             [
                 patches.reshape(batch, -1, self.config.width) + self.patch_position,
                 self.words(word_ids) + self.word_position[: word_ids.shape[1]],
-                self.proprio(observations.proprio.to(device))[:, None],
+                self.proprio((observations.proprio.to(device) - self.proprio_centre) / self.proprio_reach)[:, None],
                 self.action_queries.expand(batch, -1, -1),
             ],
             dim=1,

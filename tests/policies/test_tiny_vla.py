@@ -209,6 +209,19 @@ def test_two_cameras_are_told_apart():
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_proprioception_is_scaled_by_its_bounds():
+    millimetres = tiny_policy(proprio_bounds=((0.0, 0.002), (-1.0, 3.0)))
+    scaled = tiny_policy()
+    scaled.load_state_dict(millimetres.state_dict())
+    batch = observations(3)
+    metres = replace(batch, proprio=torch.tensor([[0.0, -1.0], [0.002, 3.0], [0.0015, 1.0]]))
+    expected = replace(batch, proprio=torch.tensor([[-1.0, -1.0], [1.0, 1.0], [0.5, 0.0]]))
+    assert torch.allclose(millimetres.value(metres), scaled.value(expected), atol=1e-5)
+    assert not torch.allclose(millimetres.value(metres), scaled.value(metres), atol=1e-5)
+    with pytest.raises(ValueError, match=r"^proprio_bounds: 1 for a proprio_dim of 2$"):
+        tiny_policy(proprio_bounds=((0.0, 1.0),))
+
+
 def test_an_environment_without_proprioception_is_served():
     policy = tiny_policy(proprio_dim=0)
     assert policy.act(observations(3, proprio_dim=0), SEEDS[:3]).action.shape == (3, 2, 2)

@@ -114,7 +114,8 @@ class Libero:
         images = np.empty((len(self._cameras), size, size, 3), np.uint8)
         with lag:
             for index, camera in enumerate(self._cameras):
-                image = simulation.render(camera, size, reflections=self._libero.reflections)
+                samples = None if self._libero.multisampling else 0
+                image = simulation.render(camera, size, reflections=self._libero.reflections, samples=samples)
                 images[index] = image[:, ::-1]
             proprio = simulation.proprio().astype(np.float32)
         return Observation(images=images, proprio=proprio, instruction=self._tasks[self.task].instruction)

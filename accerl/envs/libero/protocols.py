@@ -83,6 +83,7 @@ def describe(env: EnvConfig, protocol: str | None) -> dict[str, Any]:
         "init_states": f"{states.start} to {states.stop - 1}",
         "observations": "2 ms late" if env.libero.lag else "fresh",
         "reflections": env.libero.reflections,
+        "multisampling": env.libero.multisampling,
         "chunk_length": env.chunk_length,
     }
 

@@ -92,6 +92,19 @@ def test_frames_are_those_of_the_simulators_own_renderer():
     env.close()
 
 
+def test_without_multisampling_only_edges_differ_and_films_stay_smooth():
+    smooth = make_env(config_of(libero={"multisampling": True}))
+    jagged = make_env(config_of(libero={"multisampling": False}))
+    first, _ = jagged.reset(seed=0, options={"init_state": 3})
+    film = jagged.render(SIZE)
+    second, _ = smooth.reset(seed=0, options={"init_state": 3})
+    changed = (first["images"] != second["images"]).any(-1).mean((1, 2))
+    assert np.all(changed > 0.02) and np.all(changed < 0.6)
+    assert np.array_equal(film, second["images"][0][:, ::-1])
+    smooth.close()
+    jagged.close()
+
+
 def test_robosuites_own_observations_can_be_had():
     """Up to 1e-7 m: robosuite computes once more before it draws, which its solver then starts from."""
     env = make_env(config_of(libero={"reflections": True, "lag": True}))

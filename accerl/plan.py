@@ -1,0 +1,217 @@
+"""What a run will need, before there is a machine for it: memory of each role, devices, how fast it can become.
+
+configuration ─► policy's costs ─┬─► loads: bytes of each role ─► devices ─► what does not fit, and the remedy
+                                 └─► ceilings: decisions a second of simulation, inference, learner
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from accerl.config import RunConfig
+from accerl.envs.libero.doctor import PROCESS_GB, TASK_GB
+from accerl.envs.libero.suites import SUITES as LIBERO
+from accerl.policies.costs import Costs
+from accerl.runtime.placement import resources, shared_gpus, total_gpus
+
+GIB = 2**30
+
+STEP_MS, PICTURE_MS = 12.0, 60.0
+"""Of a core, for a step of LIBERO and for a camera's picture drawn without a GPU: `benchmarks/libero_step.py`."""
+
+TRAINED_BYTES = 16
+"""A trained parameter: weight, gradient and AdamW's two moments in float32, or in bfloat16 with a float32 copy."""
+FORWARDS = 3
+"""That a decision costs in training: forward, and backward of twice as much."""
+
+SETTINGS = {
+    "learner": "learner.micro_batch_decisions, or take a smaller policy",
+    "inference": "inference.num_services",
+    "replay": "replay.capacity_decisions",
+    "rollout": "rollout.num_workers",
+}
+"""What makes a role's part of the host's memory smaller."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What there is, or would be."""
+
+    gpus: int = 0
+    gpu_gib: float = 80.0
+    """Memory of each."""
+    gpu_tflops: float = 790.0
+    """Dense matrix peak of each in bfloat16, as measured."""
+    efficiency: float = 0.45
+    """Share of it that is reached."""
+    cores: int = 1
+    memory_gib: float = 16.0
+
+
+class Load(NamedTuple):
+    """Memory that all processes of a role need, or one, on one device."""
+
+    role: str
+    place: str
+    """`GPU 0`, or `host`."""
+    gib: float
+    parts: str
+    """How it adds up."""
+
+
+class Plan(NamedTuple):
+    """The answer."""
+
+    loads: list[Load]
+    ceilings: dict[str, float | None]
+    """Decisions a second that each part could do alone; None: not predicted here."""
+    collected_per_s: float | None
+    """Decisions a second that the slowest part lets through, as far as predicted."""
+    largest_micro_batch: int | None
+    """That fits beside the learner's weights; None: on a CPU it is not the limit."""
+    refusals: list[str]
+    """What does not fit, each with its remedy; empty: it fits."""
+
+
+def make_plan(config: RunConfig, costs: Costs, machine: Machine) -> Plan:
+    """Predicts; nothing is started or built."""
+    loads = [*_loads(config, costs)]
+    largest = _largest_micro_batch(config, costs, loads, machine)
+    ceilings = _ceilings(config, costs, machine)
+    known = [value for value in ceilings.values() if value is not None]
+    return Plan(
+        loads=loads,
+        ceilings=ceilings,
+        collected_per_s=min(known) if known else None,
+        largest_micro_batch=largest,
+        refusals=_refusals(config, machine, loads, largest),
+    )
+
+
+def _loads(config: RunConfig, costs: Costs) -> list[Load]:
+    learner_place, *service_places = _places(config)
+    weights = costs.parameters * costs.weight_bytes
+    copies = (config.learner.average_decay > 0) + (config.objective.reference_kl > 0)
+    micro_batch = min(config.learner.micro_batch_decisions, config.learner.batch_decisions)
+    learner = costs.parameters * TRAINED_BYTES + copies * weights + micro_batch * costs.activation_bytes
+    parts = f"{quantity(costs.parameters)} parameters x {TRAINED_BYTES} bytes"
+    parts += f" + {copies} copies" if copies else ""
+    parts += f" + {micro_batch} decisions x {_size(costs.activation_bytes)}"
+    loads = [Load("learner", learner_place, learner / GIB, parts)]
+    for number, place in enumerate(service_places):
+        loads.append(Load(f"inference-{number}", place, 2 * weights / GIB, "weights, and the next version of them"))
+    capacity = config.replay.capacity_decisions
+    loads.append(
+        Load(
+            "replay",
+            "host",
+            capacity * costs.observation_bytes / GIB,
+            f"{capacity} decisions x {_size(costs.observation_bytes)}",
+        )
+    )
+    return [*loads, *_simulation(config)]
+
+
+def _simulation(config: RunConfig) -> list[Load]:
+    if config.env.suite not in LIBERO:
+        return []
+    workers, tasks = config.rollout.num_workers, len(config.env.tasks)
+    kept = min(tasks, config.env.libero.max_simulations)
+    gib = workers * (PROCESS_GB + TASK_GB * kept)
+    return [Load("rollout", "host", gib, f"{workers} workers x ({PROCESS_GB} + {kept} tasks x {TASK_GB}) GiB")]
+
+
+def _places(config: RunConfig) -> list[str]:
+    """Of the learner, then of each service; the shares of a GPU decide how many stand on one."""
+    shared, service = shared_gpus(config), resources(config, "inference")["num_gpus"]
+    learner = resources(config, "learner")["num_gpus"]
+    num_beside = {"disaggregated": 0, "hybrid": 1, "colocated": config.inference.num_services}[config.placement.layout]
+    places = ["GPU 0" if learner else "host"]
+    next_gpu, room = math.ceil(learner), 0.0
+    for number in range(config.inference.num_services):
+        if not service:
+            places.append("host")
+        elif shared and number < num_beside:
+            places.append("GPU 0")
+        else:
+            if room < service:
+                place, room = f"GPU {next_gpu}", math.ceil(service)
+                next_gpu += math.ceil(service)
+            room -= service
+            places.append(place)
+    return places
+
+
+def _largest_micro_batch(config: RunConfig, costs: Costs, loads: Sequence[Load], machine: Machine) -> int | None:
+    learner = loads[0]
+    if learner.place == "host":
+        return None
+    now = min(config.learner.micro_batch_decisions, config.learner.batch_decisions)
+    free = machine.gpu_gib - sum(load.gib for load in loads if load.place == learner.place)
+    return max(0, now + math.floor(free * GIB / costs.activation_bytes))
+
+
+def _ceilings(config: RunConfig, costs: Costs, machine: Machine) -> dict[str, float | None]:
+    """Collected decisions a second; the learner trains on each `replay.max_reuse` times."""
+    flop_per_s = machine.gpu_tflops * 1e12 * machine.efficiency
+    passes = FORWARDS + (config.learner.recompute == "prefetch")
+    learner = flop_per_s / (costs.flop * passes * config.replay.max_reuse)
+    inference = config.inference.num_services * min(1.0, config.placement.inference_gpus) * flop_per_s / costs.flop
+    return {
+        "simulation": _simulated(config, machine),
+        "inference": inference if config.inference.device.startswith("cuda") else None,
+        "learner": learner if config.learner.device.startswith("cuda") else None,
+    }
+
+
+def _simulated(config: RunConfig, machine: Machine) -> float | None:
+    env = config.env
+    if env.suite not in LIBERO:
+        return None
+    steps = env.chunk_length * env.steps_per_action
+    core_s = (steps * STEP_MS + len(env.cameras) * PICTURE_MS) / 1000
+    return min(config.rollout.num_workers, machine.cores) / core_s
+
+
+def _refusals(config: RunConfig, machine: Machine, loads: Sequence[Load], largest: int | None) -> list[str]:
+    refusals = []
+    wanted = math.ceil(total_gpus(config))
+    if wanted > machine.gpus:
+        refusals.append(
+            f"gpus: the run needs {wanted}, and there are {machine.gpus}; lower inference.num_services, or use "
+            f"placement.layout = 'colocated' with shares of a GPU"
+        )
+    by_place: dict[str, float] = {}
+    for load in loads:
+        by_place[load.place] = by_place.get(load.place, 0.0) + load.gib
+    for place, gib in by_place.items():
+        limit = machine.memory_gib if place == "host" else machine.gpu_gib
+        if gib > limit:
+            refusals.append(f"{place}: {gib:.1f} GiB do not fit into {limit:g}; {_remedy(place, loads, largest)}")
+    return refusals
+
+
+def _remedy(place: str, loads: Sequence[Load], largest: int | None) -> str:
+    if place == "host":
+        greatest = max((load for load in loads if load.place == place), key=lambda load: load.gib)
+        return f"most of it is {greatest.role}'s: lower {SETTINGS[greatest.role.split('-')[0]]}"
+    if loads[0].place == place and largest:
+        return f"use learner.micro_batch_decisions of at most {largest}"
+    if place == loads[0].place and any(load.place == place for load in loads[1:]):
+        return "use placement.layout = 'disaggregated', which gives inference GPUs of its own"
+    return "take GPUs with more memory, or a smaller policy"
+
+
+def quantity(number: float) -> str:
+    """With a prefix of a thousand: `7.37 G`."""
+    for prefix, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if number >= factor:
+            return f"{number / factor:.3g} {prefix}"
+    return f"{number:.3g} "
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / GIB:.2f} GiB" if num_bytes > GIB / 10 else f"{num_bytes / 2**20:.3g} MiB"

@@ -1,0 +1,72 @@
+"""What a policy costs: parameters, memory and operations of a decision, for `accerl plan`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from accerl.config import RunConfig
+from accerl.policies import new_policy
+from accerl.policies.openvla_sizes import sizes_of
+from accerl.protocols import Policy
+from accerl.types import EnvSpec, ObservationBatch
+
+OPENVLA = "openvla_oft"
+
+
+class Costs(NamedTuple):
+    """Of one policy in one environment."""
+
+    parameters: int
+    weight_bytes: int
+    """Of a parameter where actions are inferred."""
+    activation_bytes: int
+    """That backward needs of one decision."""
+    flop: float
+    """Of a forward for one decision; a multiplication and an addition are two."""
+    observation_bytes: int
+    """Of a decision in the replay."""
+
+
+def costs_of(config: RunConfig, spec: EnvSpec) -> Costs:
+    """Of OpenVLA-OFT by its published sizes; any other policy is built, and one decision counted.
+
+    Raises:
+        ConfigError: an unknown kind of policy.
+    """
+    observation = spec.num_cameras * spec.image_size**2 * 3 + spec.proprio_dim * 4
+    if config.policy.kind == OPENVLA:
+        sizes = sizes_of(spec.num_cameras, spec.chunk_length, spec.action_dim)
+        return Costs(sizes.parameters, 2, sizes.activation_bytes, sizes.flop, observation)
+    policy = new_policy(config.policy, spec, list(spec.tasks), config.objective.value_loss == "bce")
+    parameters = [*policy.policy_parameters(), *policy.value_parameters()]
+    activations, flop = _count(policy, spec)
+    return Costs(sum(p.numel() for p in parameters), 4, activations, flop, observation)
+
+
+def _count(policy: Policy, spec: EnvSpec) -> tuple[int, float]:
+    """Bytes that a backward needs, parameters left out, and operations of a forward, of one decision."""
+    size, cameras = spec.image_size, spec.num_cameras
+    observations = ObservationBatch(
+        images=torch.zeros(1, cameras, size, size, 3, dtype=torch.uint8),
+        proprio=torch.zeros(1, spec.proprio_dim),
+        instructions=[spec.tasks[0].replace("_", " ").replace("-", " ")],
+        episode_step=torch.zeros(1, dtype=torch.long),
+    )
+    with torch.no_grad():
+        blob = policy.act(observations, np.zeros(1, np.int64)).blob
+    own = {p.untyped_storage().data_ptr() for p in (*policy.policy_parameters(), *policy.value_parameters())}
+    saved: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if (address := tensor.untyped_storage().data_ptr()) not in own:
+            saved[address] = tensor
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
+        policy.evaluate(observations, blob)
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values()), float(counter.get_total_flops())

@@ -1,0 +1,30 @@
+"""`accerl plan` answers before there is a machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from accerl.cli import DONE, FAILED, main
+from accerl.cli.options import RECIPES
+from accerl.config import RunConfig
+
+FITTING = "--gpus 2 --memory 141 --cores 16 --host-memory 128"
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_recipes_are_configurations(recipe):
+    RunConfig.load(recipe)
+
+
+def test_the_large_policys_recipe_fits_two_large_gpus(capsys):
+    assert main(["plan", "--config", "libero-openvla", *FITTING.split()]) == DONE
+    told = " ".join(capsys.readouterr().out.split())
+    assert "openvla_oft: 7.37 G parameters, 4.98 TFLOP a decision of 8 actions" in told
+    assert "learner decides: 11.9 decisions/s, 95 environment steps/s" in told
+    assert "does not fit" not in told
+
+
+def test_a_machine_that_is_too_small_is_refused_with_the_remedy(capsys):
+    assert main(["plan", "--config", "libero-openvla", *FITTING.replace("141", "80").split()]) == FAILED
+    told = " ".join(capsys.readouterr().out.split())
+    assert "does not fit: GPU 0: 119.4 GiB do not fit into 80; take GPUs with more memory, or a smaller policy" in told
