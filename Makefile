@@ -1,5 +1,5 @@
 # Variables: PYTHON=/path/to/python (3.11 or newer), SEED=N, ARGS="..." handed to the program or to pytest,
-# EXTRAS=libero,wm,kernels,dev of the environment, PIP_ARGS="..." handed to pip install (-vv: say what it does).
+# EXTRAS=libero,lerobot,wm,kernels,dev of the environment, PIP_ARGS="..." handed to pip install (-vv: say what it does).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .PHONY: help venv system quickstart lint test clean
 
-EXTRAS ?= libero,wm,kernels,dev
+EXTRAS ?= libero,lerobot,wm,kernels,dev
 STAMP := .venv/.complete
 BIN := .venv/bin
 GL_PACKAGES := libegl1 libegl-mesa0 libgl1-mesa-dri libgl1

@@ -6,7 +6,7 @@ An episode is recorded action by action, so that a chunk can start at any of the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from accerl.config import ConfigError, DemosConfig, EnvConfig
 from accerl.envs.libero.suites import SUITES as LIBERO
@@ -135,29 +135,41 @@ def load(folder: Path) -> tuple[list[Demonstration], EnvConfig]:
     Raises:
         ConfigError: the folder holds no complete data set of a known format.
     """
+    index = read_index(folder)
+    demonstrations = [demonstration for shard in index["shards"] for demonstration in read_shard(folder, shard)]
+    return demonstrations, EnvConfig(**index["env"])
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The content of `dataset.json`.
+
+    Raises:
+        ConfigError: there is none, or it is of another format.
+    """
     index = folder / "dataset.json"
     if not index.exists():
         raise ConfigError(f"data: {folder} holds no dataset.json; record one with `accerl demos --out {folder}`")
     content = json.loads(index.read_text())
     if content.get("format") != FORMAT:
         raise ConfigError(f"data: {folder} has format {content.get('format')}, this version reads {FORMAT}")
-    demonstrations = []
-    for shard in content["shards"]:
-        arrays = load_file(folder / shard["file"])
-        first = 0
+    return content
+
+
+def read_shard(folder: Path, shard: Mapping[str, Any]) -> Iterator[Demonstration]:
+    """The episodes of one shard of the index, one by one."""
+    first = 0
+    with safe_open(folder / shard["file"], framework="numpy") as arrays:
+        columns = {name: arrays.get_slice(name) for name in ("images", "proprio", "action")}
         for episode in shard["episodes"]:
             rows = slice(first, first + episode["length"])
             first = rows.stop
-            demonstrations.append(
-                Demonstration(
-                    task=episode["task"],
-                    instruction=episode["instruction"],
-                    images=arrays["images"][rows],
-                    proprio=arrays["proprio"][rows],
-                    action=arrays["action"][rows],
-                )
+            yield Demonstration(
+                task=episode["task"],
+                instruction=episode["instruction"],
+                images=columns["images"][rows],
+                proprio=columns["proprio"][rows],
+                action=columns["action"][rows],
             )
-    return demonstrations, EnvConfig(**content["env"])
 
 
 def _play(env: Env, expert: Expert, task: str, seed: int) -> Demonstration | None:

@@ -23,6 +23,7 @@ from accerl.cli.processes import run_commands
 from accerl.cli.train import TrainOptions, train
 from accerl.config import ConfigError, Positive, PositiveFloat, RunConfig
 from accerl.console import ENDED, say, spent
+from accerl.envs.libero.suites import SUITES as LIBERO
 from accerl.files import write_file
 
 
@@ -145,7 +146,7 @@ def make_room(config: RunConfig) -> Literal["nothing", "interrupted", "trained"]
 
 
 def evaluate(places: Places, options: QuickstartOptions) -> dict[str, dict[str, Any]]:
-    """Key of the summary to what `accerl eval` wrote; as many evaluations at a time as there are cores."""
+    """Key of the summary to what `accerl eval` wrote; one evaluation a core at a time, but on LIBERO each takes all."""
     chosen: dict[str, tuple[Path, list[str]]] = {
         "success_start": (places.policy, []),
         "success_final": (places.run, []),
@@ -161,7 +162,7 @@ def evaluate(places: Places, options: QuickstartOptions) -> dict[str, dict[str, 
             ["eval", "--config", str(places.config), "--policy", str(policy), *how, *common, "--out", str(files[key])]
             for key, (policy, how) in chosen.items()
         ],
-        at_once=len(os.sched_getaffinity(0)),
+        at_once=1 if options.env.suite in LIBERO else len(os.sched_getaffinity(0)),
         log=places.evaluations / "log.txt",
     )
     return {key: json.loads(file.read_text()) for key, file in files.items()}
@@ -220,8 +221,10 @@ def film(places: Places, options: QuickstartOptions) -> None:
 
     policies = {"cloned": load_policy(places.policy), "after RL": load_policy(find_policy(places.run))}
     plans = plan_episodes(options.env.tasks, 1, options.seed, greedy=False)
+    held_out = options.env.libero.model_copy(update={"init_states": "evaluation"})
+    env = options.env.model_copy(update={"libero": held_out})
     with progress(2 * len(plans), "filmed episodes") as advance:
-        rollout_film(policies, options.env, plans, places.run / "rollouts.mp4", on_episode=advance)
+        rollout_film(policies, env, plans, places.run / "rollouts.mp4", on_episode=advance)
 
 
 def stage(number: int, title: str, why: str) -> None:

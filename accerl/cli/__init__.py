@@ -17,13 +17,26 @@ from rich.table import Table
 from rich.text import Text
 
 from accerl import __version__
-from accerl.cli import attach, clone, demos, doctor, evaluate, plan, status, stop, trace, train
+from accerl.cli import attach, clone, convert, demos, doctor, evaluate, plan, status, stop, trace, train
 from accerl.cli.command import Command
 from accerl.config import ConfigError, suggest
 
 COMMANDS: dict[str, Command[Any]] = {
-    module.COMMAND.name: module.COMMAND
-    for module in (train, evaluate, demos, clone, plan, status, attach, stop, trace, doctor)
+    command.name: command
+    for command in (
+        train.COMMAND,
+        evaluate.COMMAND,
+        demos.COMMAND,
+        clone.COMMAND,
+        convert.EXPORT,
+        convert.IMPORT,
+        plan.COMMAND,
+        status.COMMAND,
+        attach.COMMAND,
+        stop.COMMAND,
+        trace.COMMAND,
+        doctor.COMMAND,
+    )
 }
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 

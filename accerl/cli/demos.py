@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from accerl.cli.command import Command
+from accerl.cli.processes import num_processes
 from accerl.config import ConfigError, DemosConfig, EnvConfig, Section
 from accerl.console import progress, say
 from accerl.envs.libero.suites import SUITES as LIBERO
@@ -63,8 +63,7 @@ class DemosOptions(Section):
     @property
     def workers(self) -> int:
         """0: everything in this process."""
-        default = len(os.sched_getaffinity(0)) if self.env.suite in LIBERO else 0
-        return default if self.num_workers is None else self.num_workers
+        return num_processes(self.num_workers, self.env.suite in LIBERO)
 
 
 def record(options: DemosOptions) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -17,6 +16,7 @@ from rich.text import Text
 
 from accerl.cli.command import Command
 from accerl.cli.policies import DEMONSTRATOR, env_of_policy, find_policy, trained_states
+from accerl.cli.processes import num_processes
 from accerl.config import ConfigError, DemosConfig, EnvConfig, InferenceConfig, Section
 from accerl.console import progress, say
 from accerl.envs.libero.protocols import PROTOCOLS, describe, leakage
@@ -101,8 +101,7 @@ class EvalOptions(Section):
     @property
     def workers(self) -> int:
         """0: everything in this process."""
-        default = len(os.sched_getaffinity(0)) if self.env.suite in LIBERO or self.is_demonstrator else 0
-        return default if self.num_workers is None else self.num_workers
+        return num_processes(self.num_workers, self.env.suite in LIBERO or self.is_demonstrator)
 
 
 def evaluate(options: EvalOptions) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -54,3 +55,10 @@ def run_commands(commands: Sequence[Sequence[str]], at_once: int = 1, log: Path 
                 process.kill()
         if output is not None:
             output.close()
+
+
+def num_processes(wanted: int | None, by_default: bool) -> int:
+    """Worker processes; if nothing is said, one a core, or none: everything in this process."""
+    if wanted is not None:
+        return wanted
+    return len(os.sched_getaffinity(0)) if by_default else 0

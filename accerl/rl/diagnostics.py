@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from accerl.rl.objectives import k3
 
 DEAD_WEIGHT = 1e-3
 """A token whose weight is below this has no gradient to speak of."""
@@ -17,19 +18,35 @@ def token_diagnostics(
     weight: Float[Tensor, "decision token"],
     mask: Bool[Tensor, "decision token"],
 ) -> dict[str, float]:
-    r"""Over the valid tokens: |log rho| p95, KL(mu || pi), effective sample size, dead fraction.
+    r"""Over the valid tokens: |log rho| p95 and maximum, KL(mu || pi), and of the weights u the mean, the effective
+    sample size and the dead fraction (clipped, or trusted less than `DEAD_WEIGHT`).
 
     The effective sample size is $(\sum u)^2 / (N \sum u^2)$, in (0, 1].
     """
-    ratios, weights = log_ratio.detach()[mask], weight[mask]
+    ratios, weights = log_ratio.detach()[mask].float(), weight[mask]
     if not len(ratios):
         return {}
+    distance = ratios.abs()
     squares = weights.square().sum()
     return {
-        "abs_log_ratio_p95": quantile(ratios.abs(), 0.95),
-        "behaviour_kl": (torch.expm1(ratios) - ratios).mean().item(),
+        "abs_log_ratio_p95": quantile(distance, 0.95),
+        "abs_log_ratio_max": distance.max().item(),
+        "behaviour_kl": k3(ratios).mean().item(),
+        "weight_mean": weights.mean().item(),
         "effective_sample_size": (weights.sum().square() / (len(weights) * squares.clamp(min=1e-30))).item(),
         "dead_fraction": (weights < DEAD_WEIGHT).float().mean().item(),
+    }
+
+
+def lag_diagnostics(policy_lag: Int[Tensor, " decision"]) -> dict[str, float]:
+    """How many versions old the decisions are: mean, p95 and maximum."""
+    if not len(policy_lag):
+        return {}
+    lag = policy_lag.float()
+    return {
+        "policy_lag_mean": lag.mean().item(),
+        "policy_lag_p95": quantile(lag, 0.95),
+        "policy_lag_max": lag.max().item(),
     }
 
 

@@ -29,17 +29,30 @@ def gae(
         lengths: decisions of each segment, at least 1.
         terminal: whether the segment's last decision ended the episode in an absorbing state.
     """
-    sizes = lengths.tolist()
     reward, value = reward.float(), value.float()
     beyond = torch.where(terminal, 0.0, bootstrap_value.float())
-    last = lengths.cumsum(0) - 1
-    next_value = torch.cat([value[1:], value.new_zeros(1)])
-    next_value[last] = beyond
-    delta = pad_sequence(list((reward + discount * next_value - value).split(sizes)), batch_first=True)
+    delta = reward + discount * following(value, beyond, lengths) - value
+    return accumulate_backwards(delta, torch.full_like(delta, discount * trace), lengths)
 
-    advantage = torch.zeros_like(delta)
-    carried = delta.new_zeros(len(sizes))
-    for t in range(delta.shape[1] - 1, -1, -1):  # right padding is zero, so it carries nothing into a segment
-        carried = delta[:, t] + discount * trace * carried
-        advantage[:, t] = carried
-    return torch.cat([row[:size] for row, size in zip(advantage, sizes, strict=True)])
+
+def following(
+    values: Float[Tensor, " decision"], beyond: Float[Tensor, " segment"], lengths: Int[Tensor, " segment"]
+) -> Float[Tensor, " decision"]:
+    """What stands at the next decision of the same segment; after its last one, `beyond`."""
+    shifted = torch.cat([values[1:], values.new_zeros(1)])
+    shifted[lengths.cumsum(0) - 1] = beyond
+    return shifted
+
+
+def accumulate_backwards(
+    term: Float[Tensor, " decision"], decay: Float[Tensor, " decision"], lengths: Int[Tensor, " segment"]
+) -> Float[Tensor, " decision"]:
+    r"""$x_t = y_t + d_t x_{t+1}$ within each segment, with nothing beyond its last decision."""
+    sizes = lengths.tolist()
+    terms, decays = (pad_sequence(list(values.split(sizes)), batch_first=True) for values in (term, decay))
+    total = torch.zeros_like(terms)
+    carried = terms.new_zeros(len(sizes))
+    for t in range(terms.shape[1] - 1, -1, -1):  # right padding is zero, so it carries nothing into a segment
+        carried = terms[:, t] + decays[:, t] * carried
+        total[:, t] = carried
+    return torch.cat([row[:size] for row, size in zip(total, sizes, strict=True)])

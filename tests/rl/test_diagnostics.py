@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accerl.rl.diagnostics import explained_variance, quantile, token_diagnostics
+from accerl.rl.diagnostics import explained_variance, lag_diagnostics, quantile, token_diagnostics
 
 ALL = torch.ones(2, 5, dtype=torch.bool)
 
@@ -48,6 +48,24 @@ def test_divergence_and_ratio_by_hand():
     metrics = token_diagnostics(torch.tensor([[math.log(2.0), 0.0]]), torch.ones(1, 2), torch.ones(1, 2).bool())
     assert metrics["behaviour_kl"] == pytest.approx((2 - 1 - math.log(2)) / 2)
     assert metrics["abs_log_ratio_p95"] == pytest.approx(math.log(2))
+
+
+def test_the_largest_log_ratio_and_the_mean_weight_by_hand():
+    metrics = token_diagnostics(torch.tensor([[0.1, -0.7]]), torch.tensor([[1.1, 0.0]]), torch.ones(1, 2).bool())
+    assert metrics["abs_log_ratio_max"] == pytest.approx(0.7)
+    assert metrics["weight_mean"] == pytest.approx(0.55)
+
+
+def test_nothing_overflows_however_far_the_policies_are_apart():
+    metrics = token_diagnostics(torch.tensor([[1e4, -1e4]]), torch.tensor([[0.0, 0.0]]), torch.ones(1, 2).bool())
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_the_lag_by_hand():
+    lag = torch.tensor([0] * 19 + [5])
+    assert lag_diagnostics(lag) == {"policy_lag_mean": 0.25, "policy_lag_p95": 0.0, "policy_lag_max": 5.0}
+    assert lag_diagnostics(torch.tensor([3])) == {"policy_lag_mean": 3, "policy_lag_p95": 3, "policy_lag_max": 3}
+    assert lag_diagnostics(torch.tensor([], dtype=torch.int64)) == {}
 
 
 def test_masked_tokens_do_not_enter():
