@@ -248,6 +248,9 @@ class DemosConfig(Section):
     """Standard deviation of the Gaussian noise on each action, recorded with it: the cloned policy explores as much."""
     patience: Annotated[float, Field(ge=1)] = 2.0
     """Length of an episode, as a multiple of what a policy is given: a slow expert is recorded to the end."""
+    draw_every: Positive = 1
+    """Steps from one observation that is kept to the next; actions are all kept. Cloning starts chunks at observations,
+    and those of neighbouring steps hardly differ, while drawing them takes most of the time on LIBERO."""
     episodes_per_shard: Positive = 50
     """Episodes in one file."""
     seed: NonNegative = 1000

@@ -33,10 +33,11 @@ class Demonstration:
 
     task: str
     instruction: str
-    images: UInt8[Array, "time camera height width 3"]
-    proprio: Float32[Array, "time proprio"]
+    images: UInt8[Array, "frame camera height width 3"]
+    proprio: Float32[Array, "frame proprio"]
     action: Float32[Array, "time action"]
-    """Taken after the observation of the same index; in [-1, 1]."""
+    """In [-1, 1]; the first of them, and every `every`-th, was taken at an observation that is kept."""
+    every: int = 1
 
 
 def single_action(env: EnvConfig, config: DemosConfig) -> EnvConfig:
@@ -44,6 +45,11 @@ def single_action(env: EnvConfig, config: DemosConfig) -> EnvConfig:
     num_actions = round(env.max_decisions * env.chunk_length * config.patience)
     limit = None if env.max_env_steps is None else round(env.max_env_steps * config.patience)
     return env.model_copy(update={"chunk_length": 1, "max_decisions": num_actions, "max_env_steps": limit})
+
+
+def num_frames(num_actions: int, every: int) -> int:
+    """Observations that are kept of an episode."""
+    return -(-num_actions // every)
 
 
 def without_images(env: EnvConfig) -> EnvConfig:
@@ -68,7 +74,7 @@ def record(
                     f"demos.speed, demos.noise: the expert solved {task} in {kept} of {tried} episodes; "
                     f"raise the speed or the patience, or lower the noise"
                 )
-            demonstration = _play(env, expert, task, derive_seed(config.seed, index, tried))
+            demonstration = _play(env, expert, task, derive_seed(config.seed, index, tried), config.draw_every)
             tried += 1
             kept += demonstration is not None
             if demonstration is not None:
@@ -136,7 +142,8 @@ def load(folder: Path) -> tuple[list[Demonstration], EnvConfig]:
         ConfigError: the folder holds no complete data set of a known format.
     """
     index = read_index(folder)
-    demonstrations = [demonstration for shard in index["shards"] for demonstration in read_shard(folder, shard)]
+    every = every_of(index)
+    demonstrations = [demonstration for shard in index["shards"] for demonstration in read_shard(folder, shard, every)]
     return demonstrations, EnvConfig(**index["env"])
 
 
@@ -155,31 +162,39 @@ def read_index(folder: Path) -> dict[str, Any]:
     return content
 
 
-def read_shard(folder: Path, shard: Mapping[str, Any]) -> Iterator[Demonstration]:
+def every_of(index: Mapping[str, Any]) -> int:
+    """`demos.draw_every` of a data set."""
+    return index["demos"].get("draw_every", 1)
+
+
+def read_shard(folder: Path, shard: Mapping[str, Any], every: int) -> Iterator[Demonstration]:
     """The episodes of one shard of the index, one by one."""
-    first = 0
+    first_action = first_frame = 0
     with safe_open(folder / shard["file"], framework="numpy") as arrays:
         columns = {name: arrays.get_slice(name) for name in ("images", "proprio", "action")}
         for episode in shard["episodes"]:
-            rows = slice(first, first + episode["length"])
-            first = rows.stop
+            actions = slice(first_action, first_action + episode["length"])
+            frames = slice(first_frame, first_frame + num_frames(episode["length"], every))
+            first_action, first_frame = actions.stop, frames.stop
             yield Demonstration(
                 task=episode["task"],
                 instruction=episode["instruction"],
-                images=columns["images"][rows],
-                proprio=columns["proprio"][rows],
-                action=columns["action"][rows],
+                images=columns["images"][frames],
+                proprio=columns["proprio"][frames],
+                action=columns["action"][actions],
+                every=every,
             )
 
 
-def _play(env: Env, expert: Expert, task: str, seed: int) -> Demonstration | None:
+def _play(env: Env, expert: Expert, task: str, seed: int, every: int) -> Demonstration | None:
     observation, _ = env.reset(seed=seed % 2**31, options={"task": task})
     instruction = observation["instruction"]
     images, proprio, actions = [], [], []
     while True:
         action = expert(env).astype(np.float32)
-        images.append(observation["images"])
-        proprio.append(observation["proprio"])
+        if len(actions) % every == 0:
+            images.append(observation["images"])
+            proprio.append(observation["proprio"])
         actions.append(action)
         result = env.step_chunk(action[None])
         observation = result.observation
@@ -193,4 +208,5 @@ def _play(env: Env, expert: Expert, task: str, seed: int) -> Demonstration | Non
         images=np.stack(images),
         proprio=np.stack(proprio),
         action=np.stack(actions),
+        every=every,
     )

@@ -17,20 +17,22 @@ from accerl.types import ObservationBatch
 
 
 class ChunkDataset:
-    """Every action of every demonstration as the start of a chunk; actions past the end are masked."""
+    """Every observation of every demonstration as the start of a chunk; actions past the end are masked."""
 
     def __init__(self, demonstrations: Sequence[Demonstration], chunk_length: int):
         self._images = torch.from_numpy(np.concatenate([d.images for d in demonstrations]))
         self._proprio = torch.from_numpy(np.concatenate([d.proprio for d in demonstrations]))
-        self._instructions = [d.instruction for d in demonstrations for _ in range(len(d.action))]
+        self._instructions = [d.instruction for d in demonstrations for _ in range(len(d.proprio))]
         padding = chunk_length - 1
         chunks, masks, steps = [], [], []
         for demonstration in demonstrations:
             length = len(demonstration.action)
             padded = np.concatenate([demonstration.action, np.repeat(demonstration.action[-1:], padding, axis=0)])
-            chunks.append(np.lib.stride_tricks.sliding_window_view(padded, chunk_length, axis=0).transpose(0, 2, 1))
-            masks.append(np.arange(length)[:, None] + np.arange(chunk_length) < length)
-            steps.append(np.arange(length) // chunk_length)
+            windows = np.lib.stride_tricks.sliding_window_view(padded, chunk_length, axis=0).transpose(0, 2, 1)
+            starts = np.arange(0, length, demonstration.every)
+            chunks.append(windows[starts])
+            masks.append(starts[:, None] + np.arange(chunk_length) < length)
+            steps.append(starts // chunk_length)
         self._actions = torch.from_numpy(np.concatenate(chunks))
         self._mask = torch.from_numpy(np.concatenate(masks))
         self._steps = torch.from_numpy(np.concatenate(steps))

@@ -19,7 +19,14 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from accerl.config import ConfigError, DemosConfig, EnvConfig
-from accerl.demos import Demonstration, single_action, without_images, write_index, write_shard_index
+from accerl.demos import (
+    Demonstration,
+    num_frames,
+    single_action,
+    without_images,
+    write_index,
+    write_shard_index,
+)
 from accerl.episode_pool import Channel, EpisodePool, Incident, Outcome, PoolConfig
 from accerl.files import sync, write_file
 from accerl.protocols import StatefulEnv
@@ -212,7 +219,10 @@ class _Renderer:
     def __init__(self, env: EnvConfig, config: DemosConfig):
         from accerl.envs import make_env
 
-        self._env: Any = make_env(single_action(env, config))
+        self._every = config.draw_every
+        single = single_action(env, config)
+        limit = num_frames(single.max_decisions, self._every)
+        self._env: Any = make_env(single.model_copy(update={"chunk_length": self._every, "max_decisions": limit}))
 
     def play(self, shard: _Shard, channel: Channel) -> None:
         demonstrations = [self._draw(episode, channel) for episode in shard.episodes]
@@ -235,30 +245,36 @@ class _Renderer:
         options = {"task": episode.task, "init_state": episode.start}
         observation, _ = self._env.reset(seed=episode.seed, options=options)
         images, proprio = [], []
-        for step, (state, action) in enumerate(zip(arrays["states"], arrays["action"], strict=True)):
-            difference = np.abs(physics_of(self._env) - state).max()
+        actions = arrays["action"]
+        for step in range(0, len(actions), self._every):
+            difference = np.abs(physics_of(self._env) - arrays["states"][step]).max()
             if difference > TOLERANCE:
                 raise RuntimeError(
                     f"{episode.path}: at step {step} the state differs by {difference:.1e} from the recorded"
                 )
             images.append(observation["images"])
             proprio.append(observation["proprio"])
-            observation = self._env.step_chunk(action[None], on_step=channel.beat).observation
+            chunk = actions[step : step + self._every]
+            missing = np.repeat(chunk[-1:], self._every - len(chunk), axis=0)  # after the success, so never executed
+            observation = self._env.step_chunk(np.concatenate([chunk, missing]), on_step=channel.beat).observation
         return Demonstration(
             task=episode.task,
             instruction=episode.instruction,
             images=np.stack(images),
             proprio=np.stack(proprio),
-            action=arrays["action"],
+            action=actions,
+            every=self._every,
         )
 
 
 def physics_of(env: StatefulEnv) -> np.ndarray:
-    """MuJoCo's state of an environment, flat, float64; of another simulator, all of its numbers."""
+    """MuJoCo's state of an environment, flat, float64; of another simulator, all of its numbers but the count of
+    decisions, which another chunk length changes."""
     state = env.save_state()
     if "physics" in state:
         return state["physics"]
-    return np.concatenate([np.ravel(value).astype(float) for value in state.values() if value.dtype.kind in "bif"])
+    numbers = [value for name, value in state.items() if value.dtype.kind in "bif" and name != "num_decisions"]
+    return np.concatenate([np.ravel(value).astype(float) for value in numbers])
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:

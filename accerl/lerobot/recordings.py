@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from accerl.config import ConfigError, DemosConfig, EnvConfig
-from accerl.demos import Demonstration, read_index, read_shard, write_index, write_shard_index
+from accerl.demos import Demonstration, every_of, read_index, read_shard, write_index, write_shard_index
 from accerl.files import replaced, write_file
 from accerl.lerobot.columns import Columns
 from accerl.lerobot.layout import open_layout
@@ -48,11 +48,16 @@ def open_recording(data: Path | tuple[Sequence[Demonstration], EnvConfig]) -> Re
         return Recording(env=env, demos=None, episodes=episodes, play=lambda: iter(demonstrations))
     content = read_index(data)
     shards = content["shards"]
+    if (every := every_of(content)) > 1:
+        raise ConfigError(
+            f"data: {data} keeps the observation of every {every}. step only, and LeRobot wants all; record it with "
+            f"demos.draw_every = 1"
+        )
     return Recording(
         env=EnvConfig(**content["env"]),
         demos=content["demos"],
         episodes=[episode for shard in shards for episode in shard["episodes"]],
-        play=lambda: (demonstration for shard in shards for demonstration in read_shard(data, shard)),
+        play=lambda: (demonstration for shard in shards for demonstration in read_shard(data, shard, every)),
     )
 
 

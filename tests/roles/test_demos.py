@@ -56,6 +56,18 @@ def test_the_recorded_actions_lead_from_each_observation_to_the_next():
         assert np.allclose(moved, 2 * 0.04 * episode.action[:-1], atol=1e-6)
 
 
+def test_observations_of_every_few_steps_come_back_from_their_shards(tmp_path: Path):
+    config = CONFIG.model_copy(update={"draw_every": 3})
+    thin = recorded(config)
+    for kept, full in zip(thin, recorded(), strict=True):
+        assert np.array_equal(kept.action, full.action)
+        assert np.array_equal(kept.images, full.images[::3])
+        assert np.array_equal(kept.proprio, full.proprio[::3])
+    save(tmp_path, thin, DOTS, config)
+    loaded, _ = load(tmp_path)
+    assert all(same(one, other) for one, other in zip(thin, loaded, strict=True))
+
+
 def test_the_same_seed_records_the_same_demonstrations_and_no_episode_twice():
     first, second = recorded(), recorded()
     assert all(same(one, other) for one, other in zip(first, second, strict=True))

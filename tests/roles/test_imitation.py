@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,16 @@ def test_every_action_starts_a_chunk_and_what_lies_past_the_end_is_masked():
     assert observations.proprio[:, 0].tolist() == [0, 1, 2, 3, 100, 101]
     assert observations.instructions == [INSTRUCTIONS[0]] * 4 + [INSTRUCTIONS[1]] * 2
     assert observations.episode_step.tolist() == [0, 0, 0, 1, 0, 0], "in decisions"
+
+
+def test_chunks_start_at_the_observations_that_were_kept():
+    full = demonstration(8)
+    kept = replace(full, images=full.images[::3], proprio=full.proprio[::3], every=3)
+    thin, dense = ChunkDataset([kept], chunk_length=4), ChunkDataset([full], chunk_length=4)
+    assert len(thin) == 3
+    for ours, theirs in zip(thin.rows(torch.arange(3))[1:], dense.rows(torch.tensor([0, 3, 6]))[1:], strict=True):
+        assert torch.equal(ours, theirs)
+    assert thin.rows(torch.arange(3))[0].episode_step.tolist() == [0, 0, 1]
 
 
 def test_rows_come_in_the_order_that_was_asked_for():

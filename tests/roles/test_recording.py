@@ -105,8 +105,18 @@ def test_each_episode_keeps_the_states_before_its_actions(original):
         recorded, arrays = read_recorded(path), load_file(path)
         assert len(arrays["states"]) == len(arrays["action"]) == recorded.length
         assert arrays["states"].dtype == np.float64
-        moved = np.diff(arrays["states"][:, 3:5], axis=0)  # two counts, whether it has ended, then the agent
+        moved = np.diff(arrays["states"][:, 2:4], axis=0)  # a count, whether it has ended, then the agent
         assert np.allclose(moved, 2 * 0.04 * arrays["action"][:-1], atol=1e-6)
+
+
+@pytest.mark.parametrize("every", [2, 5])
+def test_observations_can_be_drawn_every_few_steps_and_are_the_same_ones(every, original, tmp_path):
+    record(tmp_path / "data", CONFIG.model_copy(update={"draw_every": every}))
+    for thin, full in zip(load(tmp_path / "data")[0], load(original)[0], strict=True):
+        assert thin.every == every
+        assert np.array_equal(thin.action, full.action)
+        assert np.array_equal(thin.images, full.images[::every])
+        assert np.array_equal(thin.proprio, full.proprio[::every])
 
 
 def test_the_recording_does_not_depend_on_the_number_of_workers(original, tmp_path):
@@ -236,7 +246,7 @@ def test_physics_are_all_numbers_of_a_simulator_other_than_mujoco():
     env = Dots(DOTS)
     env.reset(seed=0)
     state = env.save_state()
-    assert physics_of(env).tolist() == [0, 0, 0, *state["agent"], *state["goals"].ravel()]
+    assert physics_of(env).tolist() == [0, 0, *state["agent"], *state["goals"].ravel()]
 
 
 def test_the_state_of_mujoco_is_taken_where_there_is_one():
