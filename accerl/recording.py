@@ -269,7 +269,8 @@ class _Renderer:
 
 def physics_of(env: StatefulEnv) -> np.ndarray:
     """MuJoCo's state of an environment, flat, float64; of another simulator, all of its numbers but the count of
-    decisions, which another chunk length changes."""
+    decisions, which another chunk length changes.
+    """
     state = env.save_state()
     if "physics" in state:
         return state["physics"]
