@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from accerl.cli.command import Command
-from accerl.config import ConfigError, EnvConfig, Section
+from accerl.config import ConfigError, EnvConfig, Positive, Section
 from accerl.console import progress, say
 from accerl.envs.libero.suites import SUITES as LIBERO
 from accerl.lerobot.columns import Columns
-from accerl.sections import Positive
 
 if TYPE_CHECKING:
     from accerl.lerobot.reader import Reader

@@ -11,11 +11,10 @@ from pydantic import Field, model_validator
 
 from accerl.cli.command import Command
 from accerl.cli.processes import num_processes
-from accerl.config import ConfigError, DemosConfig, EnvConfig, Section
+from accerl.config import ConfigError, DemosConfig, EnvConfig, Positive, PositiveFloat, Section
 from accerl.console import progress, say
 from accerl.envs.libero.suites import SUITES as LIBERO
 from accerl.episode_pool import Incident, PoolConfig
-from accerl.sections import Positive, PositiveFloat
 
 LIBERO_DEMOS = {"speed": 1.0, "noise": 0.1, "patience": 1.0}
 """Defaults there: its demonstrations are slow enough, and its time limits generous."""

@@ -17,13 +17,21 @@ from rich.text import Text
 from accerl.cli.command import Command
 from accerl.cli.policies import DEMONSTRATOR, env_of_policy, find_policy, trained_states
 from accerl.cli.processes import num_processes
-from accerl.config import ConfigError, DemosConfig, EnvConfig, InferenceConfig, Section
+from accerl.config import (
+    ConfigError,
+    DemosConfig,
+    EnvConfig,
+    InferenceConfig,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    Section,
+)
 from accerl.console import progress, say
 from accerl.envs.libero.protocols import PROTOCOLS, describe, leakage
 from accerl.envs.libero.suites import SUITES as LIBERO
 from accerl.episode_pool import PoolConfig
 from accerl.files import write_file
-from accerl.sections import NonNegative, Positive, PositiveFloat
 
 if TYPE_CHECKING:
     from accerl.evaluation import EvaluationReport

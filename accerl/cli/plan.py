@@ -11,8 +11,7 @@ from rich.text import Text
 
 from accerl.cli.command import Command
 from accerl.cli.options import RunOptions
-from accerl.config import RunConfig
-from accerl.sections import NonNegative, Positive, PositiveFloat
+from accerl.config import NonNegative, Positive, PositiveFloat, RunConfig
 
 if TYPE_CHECKING:
     from accerl.plan import Machine, Plan

@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from accerl.config import ConfigError
-from accerl.sections import NonNegative, Positive, PositiveFloat
+from accerl.config import ConfigError, NonNegative, Positive, PositiveFloat
 
 Model = TypeVar("Model", bound=BaseModel)
 VERSIONS = ("v2.0", "v2.1", "v3.0")

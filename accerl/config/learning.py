@@ -1,0 +1,169 @@
+"""Which policy, and how it learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from accerl.config.sections import Fraction, NonNegative, Positive, PositiveFloat, Section
+
+
+class PolicyConfig(Section):
+    """Which policy, and where it starts."""
+
+    kind: str = "tiny_vla"
+    """The architecture: `tiny_vla`, or `package.module:Class` of your own (see `accerl.policies`)."""
+    checkpoint: Path | None = None
+    """Folder with the weights to start from (written by `accerl clone` or by a run); none: random weights."""
+    width: Positive = 192
+    """Features a token."""
+    num_layers: Positive = 2
+    """Transformer blocks."""
+    num_heads: Positive = 4
+    """Attention heads; must divide `width`."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.num_heads:
+            raise ValueError(f"width: {self.width} is not a multiple of num_heads={self.num_heads}; use a multiple")
+        return self
+
+
+class CloneConfig(Section):
+    """Behaviour cloning."""
+
+    updates: Positive = 400
+    """Optimizer steps."""
+    batch_size: Positive = 64
+    """Observations in a step."""
+    lr: PositiveFloat = 5e-4
+    """Peak of the one-cycle learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """AdamW's."""
+    shift_pixels: NonNegative = 3
+    """Images are moved by up to this many pixels, each at random."""
+    num_threads: Positive = 1
+    """Torch threads on a CPU."""
+    seed: NonNegative = 0
+    """Of the weights and the batches."""
+
+
+class ObjectiveConfig(Section):
+    """What the learner minimises (paper eq. 4-10); the equations are in `accerl/rl/objectives.py`."""
+
+    kind: Literal[
+        "gipo", "ppo", "dual_clip_ppo", "decoupled_ppo", "importance_sampling", "tis", "mis", "cispo", "sapo"
+    ] = "gipo"
+    """How far a decision of an older policy is trusted: Gaussian weights (`gipo`), a clip (`ppo`, with a second one
+    `dual_clip_ppo`, around a newer policy `decoupled_ppo`), the ratio as it is (`importance_sampling`), truncated
+    (`tis`, `cispo`), masked (`mis`), or behind a soft gate (`sapo`)."""
+    granularity: Literal["token", "action", "chunk"] = "token"
+    """What a ratio is taken of (paper eq. 17): each token, or the product over an action, or over the whole chunk."""
+    sigma: PositiveFloat = 0.2
+    """Width of GIPO's trust weight in log-ratio; inf: plain importance sampling."""
+    sigma_negative: PositiveFloat | None = None
+    """The same for negative advantages; none: `sigma`."""
+    kernel: Literal["gaussian", "laplace", "cauchy"] = "gaussian"
+    """Shape of GIPO's trust weight; only the paper's, `gaussian`, bounds the update for every sigma."""
+    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Clip range of the PPO family, and of CISPO above."""
+    clip_high: PositiveFloat | None = None
+    """Clip range above, where it differs; none: `clip`."""
+    dual_clip: Annotated[float, Field(gt=1)] = 3.0
+    """Bound on the ratio of negative advantages in dual-clip PPO."""
+    weight_cap: Annotated[float, Field(ge=1)] = 2.0
+    """Bound on the ratio in TIS, and on that of the proximal to the behaviour policy in decoupled PPO."""
+    ratio_range: tuple[Fraction, Annotated[float, Field(ge=1)]] = (0.5, 2.0)
+    """Ratios outside contribute nothing in MIS."""
+    temperature: PositiveFloat = 1.0
+    """SAPO's for positive advantages; higher: a narrower gate."""
+    temperature_negative: PositiveFloat = 1.05
+    """SAPO's for negative ones."""
+    proximal: Literal["interpolated", "snapshot"] = "interpolated"
+    """What decoupled PPO clips around: the policy one version before the newest, by interpolation, or a copy of the
+    weights, renewed every `proximal_every` updates, at the cost of a forward pass."""
+    proximal_every: Positive = 4
+    """Updates between two copies; 1 would be the policy itself, around which nothing is ever clipped."""
+    advantages: Literal["gae", "vtrace"] = "gae"
+    """Generalised advantage estimation (eq. 4), or V-trace, which corrects the values for who chose the actions."""
+    rho_bar: PositiveFloat = 1.0
+    """V-trace's bound on the ratio in a temporal difference."""
+    c_bar: PositiveFloat = 1.0
+    """V-trace's bound on the ratio in the trace; at most `rho_bar`."""
+    discount: Fraction = 0.97
+    """gamma, a decision."""
+    trace: Fraction = 0.9
+    """lambda of generalised advantage estimation, and of V-trace."""
+    time_limit: Literal["bootstrap", "failure"] = "bootstrap"
+    """An episode cut by `env.max_decisions`: its value goes on (the paper), or ends there like a failure, for which the
+    critic must know the time, as the value head does."""
+    normalize_advantages: bool = True
+    """Global advantage normalisation (eq. 5-7)."""
+    negative_scale: Fraction = 1.0
+    """Multiplies negative normalised advantages; 1 is the paper."""
+    behaviour_kl: Annotated[float, Field(ge=0)] = 0.0
+    """c_kl: coefficient of KL(mu || pi), which holds the policy near those that made the data."""
+    reference_kl: Annotated[float, Field(ge=0)] = 0.0
+    """Coefficient of KL(pi || start), which pulls back where the rewards say nothing; costs a forward an update."""
+    value_coefficient: Annotated[float, Field(ge=0)] = 0.5
+    """c_v."""
+    entropy_coefficient: Annotated[float, Field(ge=0)] = 0.0
+    """c_e."""
+    value_loss: Literal["mse", "bce"] = "mse"
+    """`bce` treats the value as a probability: rewards must sum to at most 1, as `env.reward = "success"` does."""
+
+    @model_validator(mode="after")
+    def _bounds_fit_together(self) -> Self:
+        high = self.clip if self.clip_high is None else self.clip_high
+        if self.kind == "dual_clip_ppo" and self.dual_clip <= 1 + high:
+            raise ValueError(f"dual_clip: {self.dual_clip:g} is not above 1 + clip_high = {1 + high:g}; raise it")
+        if self.advantages == "vtrace" and self.c_bar > self.rho_bar:
+            raise ValueError(f"c_bar: {self.c_bar:g} is above rho_bar={self.rho_bar:g}; lower it")
+        if self.kind == "decoupled_ppo" and self.proximal == "snapshot" and self.proximal_every == 1:
+            raise ValueError(
+                "proximal_every: with 1 the snapshot is the policy itself, and nothing is clipped; use more"
+            )
+        return self
+
+
+class LearnerConfig(Section):
+    """The training process."""
+
+    batch_decisions: Positive = 512
+    """Decisions in an optimizer step (a global batch), at least."""
+    micro_batch_decisions: Positive = 1024
+    """Most decisions in one forward and backward; more are accumulated."""
+    policy_lr: PositiveFloat = 3e-4
+    """Learning rate of everything but the value head."""
+    value_lr: PositiveFloat = 1e-3
+    """Learning rate of the value head."""
+    warmup_updates: NonNegative = 15
+    """Updates over which the policy's learning rate rises from 0."""
+    value_warmup_updates: NonNegative = 20
+    """First updates, which train the value head only."""
+    final_lr_fraction: Fraction = 0.1
+    """The learning rates fall to this share along a cosine over the run's budget (`limits`)."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    """AdamW's."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradient norm above which the gradient is scaled down."""
+    recompute: Literal["prefetch", "fused", "off"] = "fused"
+    """Values for the advantages: a pass of their own, from the training forward itself, or those of the rollout."""
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay an update of the averaged weights that are evaluated and kept as `policy`; 0: the newest weights."""
+    publish_every: Positive = 1
+    """Updates between two weight publications."""
+    prefetch: Positive = 2
+    """Batches made ahead of the learner."""
+    checkpoint_every_s: PositiveFloat = 60.0
+    """Seconds between checkpoints."""
+    keep_checkpoints: Positive = 2
+    """Newest checkpoints that are kept."""
+    device: str = "cpu"
+    """Torch device."""
+    num_threads: Positive = 1
+    """Torch threads on a CPU."""

@@ -1,0 +1,158 @@
+"""A whole run: every section, and which settings cannot work together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from accerl.config.environment import DemosConfig, EnvConfig
+from accerl.config.learning import CloneConfig, LearnerConfig, ObjectiveConfig, PolicyConfig
+from accerl.config.sections import NonNegative, Section, merge, read_file
+from accerl.config.system import (
+    ClusterConfig,
+    InferenceConfig,
+    LimitsConfig,
+    PlacementConfig,
+    ReplayConfig,
+    RolloutConfig,
+    TaskConfig,
+    TraceConfig,
+    WeightsConfig,
+)
+
+Mode = Literal["async", "barrier", "one_step_off", "sync"]
+
+
+class RunConfig(Section):
+    """One training run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """Folder of the run below `root`."""
+    root: Path = Path("runs")
+    """Folder that holds the runs."""
+    mode: Mode = "async"
+    """Who waits for whom. `async`: nobody; `barrier`: rollout for each update; `sync`: so, and in lockstep: every
+    environment for the slowest one at every step; `one_step_off`: in lockstep, one round ahead of the learner."""
+    seed: NonNegative = 0
+    """Of weights, environments, sampling and batches."""
+    env: EnvConfig = EnvConfig()
+    policy: PolicyConfig = PolicyConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    inference: InferenceConfig = InferenceConfig()
+    replay: ReplayConfig = ReplayConfig()
+    tasks: TaskConfig = TaskConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    learner: LearnerConfig = LearnerConfig()
+    limits: LimitsConfig = LimitsConfig()
+    weights: WeightsConfig = WeightsConfig()
+    placement: PlacementConfig = PlacementConfig()
+    trace: TraceConfig = TraceConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    demos: DemosConfig = DemosConfig()
+    """Of `accerl demos`; here, so that one file holds a whole recipe. Training does not read it."""
+    clone: CloneConfig = CloneConfig()
+    """Of `accerl clone`, likewise."""
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.name
+
+    @property
+    def num_slots(self) -> int:
+        """Environments over all workers."""
+        return self.rollout.num_workers * self.rollout.slots_per_worker
+
+    @property
+    def max_policy_lag(self) -> int | None:
+        """K: bound on a decision's age when it is trained on, in policy versions; None: not bounded."""
+        match self.mode:
+            case "sync" | "barrier":
+                return 0
+            case "one_step_off":
+                return 1
+            case _:
+                return self.rollout.max_policy_lag
+
+    @property
+    def is_lockstep(self) -> bool:
+        """All environments step together, and none starts an episode before all have ended theirs."""
+        return self.mode in ("sync", "one_step_off")
+
+    @property
+    def episodes_per_round(self) -> int:
+        """Episodes that a global batch is made from where staleness is bounded."""
+        return self.rollout.episodes_per_round or self.num_slots
+
+    @classmethod
+    def load(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+        """Read a `.toml` or `.json` file and lay `overrides` (dotted names to values) over it.
+
+        Raises:
+            ConfigError: the file is missing or unreadable, or its content does not fit.
+        """
+        return cls(**merge(read_file(path), overrides or {}))
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> Self:
+        for wrong, message in self._conflicts():
+            if wrong:
+                raise ValueError(message)
+        return self
+
+    def _conflicts(self) -> list[tuple[bool, str]]:
+        replay, learner, objective, limits = self.replay, self.learner, self.objective, self.limits
+        longest = min(self.rollout.segment_decisions, self.env.max_decisions)
+        surely_held = max(0, replay.num_shards * (replay.capacity_decisions // replay.num_shards - longest + 1))
+        lag = self.max_policy_lag
+        outstanding = 0 if lag is None else (lag + 1) * self.episodes_per_round * self.env.max_decisions
+        return [
+            (
+                self.mode != "async" and self.rollout.max_policy_lag is not None,
+                f"rollout.max_policy_lag: mode={self.mode!r} has its own bound; leave it out, or use mode='async'",
+            ),
+            (
+                lag is not None and learner.publish_every > lag + 1,
+                f"learner.publish_every: {learner.publish_every} leaves inference further behind than the lag of {lag} "
+                f"allows, so that no episode could start; use at most {(lag or 0) + 1}",
+            ),
+            (
+                outstanding > replay.capacity_decisions,
+                f"replay.capacity_decisions: {replay.capacity_decisions} is below the {outstanding} decisions that may "
+                f"wait at once with a lag of {lag}, rollout.episodes_per_round={self.episodes_per_round} and "
+                f"env.max_decisions={self.env.max_decisions}; raise it",
+            ),
+            (
+                objective.value_loss == "bce" and self.env.reward == "dense",
+                "objective.value_loss: 'bce' needs returns in [0, 1], not those of env.reward='dense'; use 'mse'",
+            ),
+            (
+                self.inference.batch_size > self.num_slots,
+                f"inference.batch_size: {self.inference.batch_size} can never fill from rollout.num_workers * "
+                f"rollout.slots_per_worker = {self.num_slots} slots; use at most that",
+            ),
+            (
+                replay.min_decisions > surely_held,
+                f"replay.min_decisions: {replay.min_decisions} is above the {surely_held} decisions that fit into "
+                f"replay.capacity_decisions={replay.capacity_decisions} in segments of up to {longest}, so training "
+                f"would never start; lower it",
+            ),
+            (
+                learner.batch_decisions > surely_held,
+                f"learner.batch_decisions: {learner.batch_decisions} is above the {surely_held} decisions that fit "
+                f"into replay.capacity_decisions={replay.capacity_decisions} in segments of up to {longest}, so no "
+                f"batch could be made; raise the capacity",
+            ),
+            (
+                limits.max_decisions is not None and limits.max_decisions < replay.min_decisions,
+                f"limits.max_decisions: {limits.max_decisions} ends the run before replay.min_decisions="
+                f"{replay.min_decisions} lets training start; raise it",
+            ),
+            (
+                limits.max_updates is not None and limits.max_updates <= learner.value_warmup_updates,
+                f"limits.max_updates: {limits.max_updates} ends the run inside learner.value_warmup_updates="
+                f"{learner.value_warmup_updates}, so the policy would never train; raise it",
+            ),
+        ]

@@ -1,0 +1,130 @@
+"""The processes of a run: how many, where, and what runs between them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from accerl.config.sections import NonNegative, Positive, PositiveFloat, Section
+
+
+class RolloutConfig(Section):
+    """The processes that step environments."""
+
+    num_workers: Positive = 1
+    """Worker processes."""
+    slots_per_worker: Positive = 16
+    """Environments a worker keeps going; while one waits for its action, another one steps."""
+    threads_per_worker: Positive = 1
+    """Threads that step them; more than 1 only for environments that wait or compute outside Python."""
+    segment_decisions: Positive = 64
+    """Most decisions in one trajectory; a longer episode is sent in several."""
+    episodes_per_round: Positive | None = None
+    """Episodes that a global batch is made from where staleness is bounded; none: one for each slot."""
+    max_policy_lag: NonNegative | None = None
+    """K: bound on the age, in policy versions, of a decision when it is trained on; none: not bounded. Only in
+    `mode = "async"`: the other modes have their own."""
+
+
+class InferenceConfig(Section):
+    """The dynamic batching of action requests."""
+
+    num_services: Positive = 1
+    """Processes that answer; each request goes to the one with the least to do."""
+    batch_size: Positive = 8
+    """B: a forward starts when this many requests wait; also the most it takes."""
+    max_wait_s: Annotated[float, Field(ge=0)] = 0.01
+    """T_max: age of the oldest request at which a forward starts anyway, seconds; where the device was busy
+    meanwhile, it starts as soon as that is free."""
+    adaptive_wait: bool = True
+    """Wait less than `max_wait_s` where a fuller batch would gain less than the waiting costs."""
+    buckets: tuple[Positive, ...] = ()
+    """Batch sizes up to which a batch is filled with copies, so that shapes repeat (compiled and captured policies)."""
+    transport: Literal["zmq", "ray"] = "zmq"
+    """Path of the requests: sockets, or calls of Ray actors, which cost 8 to 20 times as much."""
+    device: str = "cpu"
+    """Torch device."""
+    num_threads: Positive = 1
+    """Torch threads on a CPU."""
+
+
+class ReplayConfig(Section):
+    """Where trajectories wait for the learner."""
+
+    num_shards: Positive = 1
+    """Processes that hold it."""
+    capacity_decisions: Positive = 4096
+    """Decisions kept over all shards; when full, the oldest used ones go, and an unused one is waited for."""
+    max_reuse: Positive = 8
+    """Times that a decision may be trained on."""
+    min_decisions: Positive = 512
+    """Decisions that must have arrived before training starts."""
+
+
+class TaskConfig(Section):
+    """Dynamic weighted resampling of tasks (paper eq. 11)."""
+
+    window: Positive = 100
+    """W: episodes of a task over which its failures are counted."""
+    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Added to each count, so that no task is ever left out; large: uniform."""
+
+
+class WeightsConfig(Section):
+    """The way of new weights from the learner to inference."""
+
+    channel: Literal["store", "group", "shared"] = "store"
+    """`store`: Ray's object store, from which members pull; `group`: a broadcast over gloo or NCCL; `shared`: shared
+    memory, on one machine only."""
+    bucket_mb: Positive = 16
+    """Size of a transfer of `group`, MiB."""
+    trainable_only: bool = False
+    """Send only the parameters that train (LoRA): the others are those of the start."""
+    timeout_s: PositiveFloat = 30.0
+    """After which a member of `group` that does not answer is left out, seconds."""
+
+
+class PlacementConfig(Section):
+    """Which role runs where."""
+
+    layout: Literal["disaggregated", "colocated", "hybrid"] = "disaggregated"
+    """On GPUs: the learner and each service on devices of their own, all on shares of one, or one service beside the
+    learner and the others on their own."""
+    learner_gpus: Annotated[float, Field(ge=0)] = 1.0
+    """GPUs, or a share of one, for a learner on `cuda`."""
+    inference_gpus: Annotated[float, Field(ge=0)] = 1.0
+    """GPUs, or a share of one, for each service on `cuda`."""
+    rollout_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """Share of a GPU for each worker, which renders there."""
+    rollout_cpus: Annotated[float, Field(ge=0)] = 0.0
+    """Cores that Ray keeps for each worker; 0: as many workers as are asked for, wherever they fit."""
+
+
+class TraceConfig(Section):
+    """The timeline of what every process does."""
+
+    enabled: bool = True
+    """Keep it; costs some microseconds an entry."""
+    max_events: Positive = 20_000
+    """Newest entries that are kept of each process."""
+
+
+class LimitsConfig(Section):
+    """When a run ends; the first limit that is reached ends it, and the learning rate's cosine follows the nearest."""
+
+    max_decisions: Positive | None = None
+    """Decisions collected."""
+    max_updates: Positive | None = None
+    """Optimizer steps."""
+    max_wall_s: PositiveFloat | None = None
+    """Seconds of training, over all resumptions."""
+
+
+class ClusterConfig(Section):
+    """The Ray cluster."""
+
+    address: str | None = None
+    """Of a running cluster, `host:port`; none: one is started on this machine for the run."""
+    object_store_mb: Annotated[int, Field(ge=80)] = 200
+    """Ray's shared memory, when a cluster is started here."""
