@@ -8,20 +8,21 @@ their number when the batch is whole, so the result does not depend on how it wa
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from accerl.advantages import Estimate, estimate
 from accerl.config import LearnerConfig, ObjectiveConfig
+from accerl.losses import Part, total_loss
 from accerl.packing import split
 from accerl.protocols import Policy
-from accerl.rl import objectives
-from accerl.rl.diagnostics import explained_variance, token_diagnostics
-from accerl.rl.gae import gae
+from accerl.rl.diagnostics import lag_diagnostics
 from accerl.rl.normalization import Moments, moments, normalize
 from accerl.trace import Tracer
 from accerl.types import Batch, Evaluation, Weights
@@ -63,6 +64,8 @@ class Learner:
             fused=torch.device(learner.device).type in ("cpu", "cuda"),  # on a CPU six times as fast
         )
         self._last_moments: Moments | None = None
+        self._proximal: Policy | None = None
+        self._renew_proximal()
         self._tracer = tracer or Tracer.off()
         self._forget_parts()
 
@@ -83,21 +86,18 @@ class Learner:
         """Take a part of the global batch. With `recompute = "fused"` it is trained on at once; otherwise the parts
         wait for the statistics of all of them.
         """
-        with self._tracer.span("train" if self._config.recompute == "fused" else "recompute", size=batch.num_decisions):
-            lag = (self.version - batch.policy_version).float()
-            self._lags.append((lag.sum().item(), lag.max().item(), batch.num_decisions))
-            if self._config.recompute == "fused":
+        is_fused = self._config.recompute == "fused"
+        with self._tracer.span("train" if is_fused else "recompute", size=batch.num_decisions):
+            self._lags.append(self.version - batch.policy_version)
+            if is_fused:
                 evaluation = self._evaluate(batch)
-                value = evaluation.value.detach()
-                raw = self._gae(batch, value)
-                self._seen.append(moments(raw))
-                scaled = self._normalize(raw, self._last_moments or _total(self._seen))
-                self._backward(_Part(batch, evaluation, raw + value, scaled))
+                found = self._estimate(batch, evaluation.value.detach(), evaluation.log_prob)
+                self._seen.append(moments(found.advantage))
+                self._backward(batch, self._lags[-1], evaluation, found, self._last_moments or _total(self._seen))
             else:
-                value = self._values(batch)
-                raw = self._gae(batch, value)
-                self._seen.append(moments(raw))
-                self._parts.append((batch, value, raw))
+                found = self._estimate(batch, *self._recompute(batch))
+                self._seen.append(moments(found.advantage))
+                self._parts.append(_Waiting(batch, self._lags[-1], found))
 
     def step(self, progress: float = 0.0, before_step: Callable[[], None] | None = None) -> dict[str, float]:
         """One optimizer step on everything accumulated; returns what to log.
@@ -162,14 +162,13 @@ class Learner:
 
     def _step(self, progress: float, before_step: Callable[[], None] | None) -> dict[str, float]:
         statistics = _total(self._seen)
-        for batch, value, raw in self._parts:
-            self._backward(_Part(batch, self._evaluate(batch), raw + value, self._normalize(raw, statistics)))
-        lag_sums, lag_maxima, sizes = zip(*self._lags, strict=True)
-        num_decisions = sum(sizes)
-        metrics = _weighted_mean(self._metrics)
+        for part in self._parts:
+            self._backward(part.batch, part.policy_lag, self._evaluate(part.batch), part.estimate, statistics)
+        lag = torch.cat(self._lags)
+        metrics = _merged(self._metrics)
         for parameter in (*self._policy_parameters, *self._value_parameters):
             if parameter.grad is not None:
-                parameter.grad.div_(num_decisions)
+                parameter.grad.div_(len(lag))
         metrics["grad_norm"] = self._clip(self._policy_parameters)
         metrics["value_grad_norm"] = self._clip(self._value_parameters)
         policy_lr, value_lr = self._learning_rates(progress)
@@ -183,111 +182,98 @@ class Learner:
         self._forget_parts()
         self.version += 1
         self.updates += 1
-        return metrics | {
-            "policy_lr": policy_lr,
-            "batch_decisions": float(num_decisions),
-            "policy_lag_mean": sum(lag_sums) / num_decisions,
-            "policy_lag_max": max(lag_maxima),
-        }
+        self._renew_proximal()
+        return metrics | {"policy_lr": policy_lr, "batch_decisions": float(len(lag)), **lag_diagnostics(lag)}
 
     def _forget_parts(self) -> None:
         """Nothing of a global batch is accumulated."""
-        self._lags: list[tuple[float, float, int]] = []
+        self._lags: list[Tensor] = []
         self._seen: list[Moments] = []
-        self._parts: list[tuple[Batch, Tensor, Tensor]] = []
+        self._parts: list[_Waiting] = []
         self._metrics: list[tuple[int, dict[str, float]]] = []
 
-    def _backward(self, part: _Part) -> None:
+    def _backward(
+        self, batch: Batch, policy_lag: Tensor, evaluation: Evaluation, found: Estimate, statistics: Moments
+    ) -> None:
         """Add the part's gradients: sums over its decisions, the mean over the tokens of each."""
-        batch, evaluation, target, advantage = part
-        config = self._objective
-        device = evaluation.log_prob.device
-        mask = batch.mask.to(device)
-        log_ratio = evaluation.log_prob - batch.log_prob.to(device)
-        scaled = torch.where(advantage < 0, config.negative_scale * advantage, advantage)
-        if config.kind == "gipo":
-            objective = objectives.gipo(log_ratio, scaled, mask, config.sigma)
-        else:
-            objective = objectives.ppo(log_ratio, scaled, mask, config.clip)
-        kl = objectives.behaviour_kl(log_ratio, mask) if config.behaviour_kl else log_ratio.new_zeros(())
-        reference_kl = self._reference_kl(batch, evaluation.log_prob, mask)
-        entropy = objectives.masked_mean(evaluation.entropy, mask)
-        value_loss = self._value_loss(evaluation.value, target)
-        policy_loss = (
-            objective.loss
-            + config.behaviour_kl * kl
-            + config.reference_kl * reference_kl
-            - config.entropy_coefficient * entropy
+        advantage = found.advantage
+        if self._objective.normalize_advantages:
+            advantage = normalize(advantage, statistics=statistics)
+        part = Part(
+            batch=batch,
+            evaluation=evaluation,
+            target=found.target,
+            advantage=advantage,
+            policy_lag=policy_lag,
+            reference_log_prob=self._log_prob(self._reference, batch) if self._objective.reference_kl else None,
+            proximal_log_prob=self._log_prob(self._proximal, batch),
         )
-        executed = mask.sum() / mask.shape[1]  # decisions, a shortened one for its share
-        (executed * policy_loss + batch.num_decisions * config.value_coefficient * value_loss).backward()
-        metrics = {
-            "policy_loss": objective.loss.item(),
-            "value_loss": value_loss.item(),
-            "reference_kl": reference_kl.item(),
-            "entropy": entropy.item(),
-            "explained_variance": explained_variance(evaluation.value.detach(), target),
-            "value_mean": evaluation.value.mean().item(),
-            **token_diagnostics(log_ratio, objective.weight, mask),
-        }
+        loss, metrics = total_loss(part, self._objective)
+        loss.backward()
         self._metrics.append((batch.num_decisions, metrics))
 
-    def _reference_kl(self, batch: Batch, log_prob: Tensor, mask: Tensor) -> Tensor:
-        if self._reference is None or not self._objective.reference_kl:
-            return log_prob.new_zeros(())
+    def _log_prob(self, policy: Policy | None, batch: Batch) -> Tensor | None:
+        """Of the stored decisions, under a policy that does not train."""
+        if policy is None:
+            return None
         with torch.no_grad():
-            reference = self._reference.evaluate(batch.observations[: batch.num_decisions], batch.blob)
-        return objectives.reference_kl(log_prob, reference.log_prob, mask)
+            return policy.evaluate(batch.observations[: batch.num_decisions], batch.blob).log_prob
+
+    def _renew_proximal(self) -> None:
+        """What decoupled PPO clips around becomes the policy as it is now, if it is time."""
+        config = self._objective
+        if config.kind != "decoupled_ppo" or config.proximal != "snapshot":
+            self._proximal = None
+        elif self._proximal is None or self.updates % config.proximal_every == 0:
+            self._proximal = copy.deepcopy(self.policy).train(False)
 
     def _evaluate(self, batch: Batch) -> Evaluation:
         return self.policy.evaluate(batch.observations[: batch.num_decisions], batch.blob)
 
-    def _values(self, batch: Batch) -> Tensor:
-        if self._config.recompute == "off":
-            return batch.behaviour_value.to(self._config.device)
+    def _recompute(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Values for the advantages, and log-probs where these want them."""
+        rows = batch.observations[: batch.num_decisions]
+        stored = batch.behaviour_value.to(self._config.device) if self._config.recompute == "off" else None
         with torch.no_grad():
-            return self.policy.value(batch.observations[: batch.num_decisions])
+            if self._objective.advantages == "vtrace":
+                evaluation = self.policy.evaluate(rows, batch.blob)
+                return evaluation.value if stored is None else stored, evaluation.log_prob
+            return self.policy.value(rows) if stored is None else stored, None
 
-    def _gae(self, batch: Batch, value: Tensor) -> Tensor:
-        """Advantages with the newest critic beyond the last decision of a segment, whose value nobody stored."""
+    def _estimate(self, batch: Batch, value: Tensor, log_prob: Tensor | None) -> Estimate:
+        """With the newest critic beyond the last decision of a segment, whose value nobody stored."""
         bootstrap = torch.zeros(len(batch.lengths))
         rows = batch.observations[batch.num_decisions :]
         if len(rows):
             with torch.no_grad():
                 bootstrap[~batch.terminal] = self.policy.value(rows).float().cpu()
-        config = self._objective
-        advantage = gae(
-            batch.reward, value.cpu(), bootstrap, batch.lengths, batch.terminal, config.discount, config.trace
-        )
-        return advantage.to(value.device)
-
-    def _normalize(self, advantage: Tensor, statistics: Moments) -> Tensor:
-        return normalize(advantage, statistics=statistics) if self._objective.normalize_advantages else advantage
-
-    def _value_loss(self, value: Tensor, target: Tensor) -> Tensor:
-        if self._objective.value_loss == "bce":
-            return F.binary_cross_entropy(value, target.clamp(0, 1))
-        return F.mse_loss(value, target)
+        return estimate(batch, value, bootstrap, log_prob, self._objective)
 
     def _clip(self, parameters: list[torch.nn.Parameter]) -> float:
         norm = torch.nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm, error_if_nonfinite=True)
         return norm.item()
 
 
-class _Part(NamedTuple):
-    """A part of the global batch with its advantages, and its forward pass, which gradients go through."""
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A part of the global batch that waits for the statistics of all parts."""
 
     batch: Batch
-    evaluation: Evaluation
-    target: Tensor
-    advantage: Tensor
+    policy_lag: Tensor
+    estimate: Estimate
 
 
 def _total(parts: list[Moments]) -> Moments:
     return Moments(*(torch.stack(sums).sum(0) for sums in zip(*parts, strict=True)))
 
 
-def _weighted_mean(parts: list[tuple[int, dict[str, float]]]) -> dict[str, float]:
+def _merged(parts: list[tuple[int, dict[str, float]]]) -> dict[str, float]:
+    """Of the metrics of parts, with their sizes: maxima where a name ends in `_max`, else means over the decisions."""
     names = {name for _, metrics in parts for name in metrics}
     total = sum(size for size, _ in parts)
-    return {name: sum(size * metrics.get(name, 0.0) for size, metrics in parts) / total for name in names}
+    return {
+        name: max(metrics.get(name, 0.0) for _, metrics in parts)
+        if name.endswith("_max")
+        else sum(size * metrics.get(name, 0.0) for size, metrics in parts) / total
+        for name in names
+    }

@@ -50,6 +50,7 @@ def pack(trajectories: Sequence[Trajectory], chunk_length: int, time_limit_boots
         policy_version=stack("policy_version").long(),
         lengths=torch.tensor([trajectory.num_decisions for trajectory in trajectories]),
         terminal=torch.tensor(terminal),
+        chunk_length=chunk_length,
     )
 
 
@@ -87,6 +88,7 @@ def _segments(batch: Batch, first: int, end: int) -> Batch:
         policy_version=batch.policy_version[rows],
         lengths=batch.lengths[first:end],
         terminal=batch.terminal[first:end],
+        chunk_length=batch.chunk_length,
     )
 
 

@@ -219,6 +219,8 @@ class Batch:
     policy_version: Int64[Tensor, " decision"]
     lengths: Int64[Tensor, " segment"]
     terminal: Bool[Tensor, " segment"]
+    chunk_length: int
+    """Actions in a decision."""
 
     @property
     def num_decisions(self) -> int:

@@ -50,7 +50,7 @@ def test_a_field_like_no_other_is_answered_with_all_there_are():
     [
         ({"env": {"image_size": 8}}, r"env\.image_size: input should be greater than or equal to 16 \(got 8\)"),
         ({"learner": {"policy_lr": 0}}, r"learner\.policy_lr: input should be greater than 0 \(got 0\)"),
-        ({"objective": {"kind": "trpo"}}, r"objective\.kind: input should be 'gipo' or 'ppo' \(got 'trpo'\)"),
+        ({"objective": {"kind": "trpo"}}, r"objective\.kind: input should be 'gipo', 'ppo', .* \(got 'trpo'\)"),
         ({"env": {"tasks": ()}}, r"env\.tasks: .*at least 1 item"),
         ({"name": "a/b"}, r"name: .*pattern"),
         ({"policy": {"width": 100, "num_heads": 3}}, r"policy\.width: 100 is not a multiple of num_heads=3"),

@@ -38,7 +38,7 @@ WRONG = [
     ("train --env.reward sparse", "env.reward", "'success' or 'dense'"),
     ("train --policy.width 190", "policy.width", "not a multiple of num_heads=4"),
     ("train --policy.checkpoint nowhere", "policy.checkpoint", "accerl clone"),
-    ("train --objective.kind trpo", "objective.kind", "'gipo' or 'ppo'"),
+    ("train --objective.kind trpo", "objective.kind", "'gipo', 'ppo'"),
     ("train --objective.discount 1.5", "objective.discount", "less than or equal to 1"),
     ("train --objective.value-loss bce --env.reward dense", "objective.value_loss", "use 'mse'"),
     ("train --objective.normalize-advantages maybe", "maybe", "belongs to no option"),
