@@ -146,15 +146,83 @@ def test_negative_advantages_can_be_scaled_down():
     assert gradients["log_prob"].item() == pytest.approx(-(2 - 0.25) / 2)
 
 
-def test_the_objective_is_the_configured_one():
-    # ratio e^.5: PPO clips at 1.2, GIPO of sigma = .5 gives u = exp(.5 - .25/.5) = 1, importance sampling e^.5
-    for objective, expected in (
-        ({"kind": "ppo", "clip": 0.2}, 1.2),
-        ({"kind": "gipo", "sigma": 0.5}, 1.0),
-        ({"kind": "gipo", "sigma": math.inf}, math.exp(0.5)),
-    ):
-        metrics = learner_of(ThreeNumbers(log_prob=0.5), objective=objective).update(batch_of(2.0))
-        assert metrics["policy_loss"] == pytest.approx(-2 * expected)
+E_HALF = math.exp(0.5)
+SIGMOID = 1 / (1 + math.exp(1 - E_HALF))
+
+
+@pytest.mark.parametrize(
+    ("objective", "reward", "value"),
+    [
+        # what stands in place of A, where every ratio is e^.5 = 1.65
+        ({"kind": "gipo", "sigma": 0.5}, 2.0, 1.0),  # exp(.5 - .25 / .5)
+        ({"kind": "gipo", "sigma": math.inf}, 2.0, E_HALF),
+        ({"kind": "gipo", "sigma": 0.5, "kernel": "laplace"}, 2.0, math.exp(-0.5)),
+        ({"kind": "gipo", "sigma": 0.5, "sigma_negative": math.inf}, 2.0, 1.0),
+        ({"kind": "gipo", "sigma": 0.5, "sigma_negative": math.inf}, -2.0, E_HALF),
+        ({"kind": "ppo", "clip": 0.2}, 2.0, 1.2),
+        ({"kind": "ppo", "clip": 0.2, "clip_high": 0.3}, 2.0, 1.3),
+        ({"kind": "ppo", "clip": 0.2}, -2.0, E_HALF),
+        ({"kind": "dual_clip_ppo", "clip": 0.2, "dual_clip": 1.5}, -2.0, 1.5),
+        ({"kind": "importance_sampling"}, 2.0, E_HALF),
+        ({"kind": "tis", "weight_cap": 1.5}, 2.0, 1.5),
+        ({"kind": "mis", "ratio_range": (0.5, 1.5)}, 2.0, 0.0),
+        ({"kind": "mis", "ratio_range": (0.5, 1.7)}, 2.0, E_HALF),
+        ({"kind": "cispo", "clip_high": 0.4}, 2.0, 1.4),
+        ({"kind": "sapo", "temperature": 1.0, "temperature_negative": 2.0}, 2.0, 4 * SIGMOID),
+        # at a lag of 2 the proximal policy is half way, and the ratio to it e^.25 = 1.28
+        ({"kind": "decoupled_ppo", "clip": 0.2}, 2.0, math.exp(0.25) * 1.2),
+        ({"kind": "decoupled_ppo", "clip": 0.3}, 2.0, E_HALF),
+        ({"kind": "decoupled_ppo", "clip": 0.2, "weight_cap": 1.1}, 2.0, 1.1 * 1.2),
+    ],
+)
+def test_the_objective_is_the_configured_one(objective, reward, value):
+    learner = learner_of(ThreeNumbers(log_prob=0.5), objective=objective)
+    learner.version = 2
+    assert learner.update(batch_of(reward))["policy_loss"] == pytest.approx(-reward * value)
+
+
+@pytest.mark.parametrize(("granularity", "log_ratio"), [("token", 0.1), ("action", 0.2), ("chunk", 0.4)])
+def test_a_ratio_is_taken_of_what_is_configured(granularity, log_ratio):
+    # four tokens of two actions, .1 each
+    objective = {"kind": "importance_sampling", "granularity": granularity}
+    learner = learner_of(ThreeNumbers(log_prob=0.1), objective=objective)
+    metrics = learner.update(batch_of(2.0))
+    assert metrics["policy_loss"] == pytest.approx(-2 * math.exp(log_ratio))
+    assert metrics["abs_log_ratio_p95"] == pytest.approx(log_ratio)
+
+
+def test_a_snapshot_is_clipped_around_and_renewed():
+    policy = ThreeNumbers(log_prob=0.5)
+    objective = {"kind": "decoupled_ppo", "proximal": "snapshot", "proximal_every": 2, "clip": 0.2, "weight_cap": 9.0}
+    learner = learner_of(policy, objective=objective)
+    losses = []
+    for log_prob in (0.5, 1.5, 1.5):
+        policy.log_prob.data.fill_(log_prob)
+        losses.append(learner.update(batch_of(2.0))["policy_loss"] / -2)
+    # to the snapshot of .5 the ratio is 1, then e, which is clipped; the one after two updates is the policy again
+    assert losses == pytest.approx([E_HALF, 1.2 * E_HALF, math.exp(1.5)], rel=1e-5)
+
+
+@pytest.mark.parametrize("recompute", ["prefetch", "fused", "off"])
+def test_v_trace_corrects_the_values_by_the_ratio_of_the_decision(recompute):
+    # two decisions of reward 0 and 1, V = 0.25, discount 1/2, ratio e^.4 of four tokens, bounded by 1.2 and 0.8:
+    # the second corrects by 1.2 * 0.75 = 0.9; the first by 1.2 * (-0.125) + 0.5 * 0.8 * 0.9 = 0.21
+    learner = learner_of(
+        ThreeNumbers(log_prob=0.1, value=0.25),
+        {"recompute": recompute},
+        {"advantages": "vtrace", "rho_bar": 1.2, "c_bar": 0.8, "kind": "importance_sampling"},
+    )
+    two = trajectory(
+        2,
+        reward=np.array([0, 1], np.float32),
+        value=np.full(2, 0.25, np.float32),
+        log_prob=np.zeros((2, 4), np.float32),
+        terminal=True,
+    )
+    metrics = learner.update(pack([two], chunk_length=2))
+    assert metrics["value_loss"] == pytest.approx((0.9**2 + 0.21**2) / 2)
+    advantages = (-0.125 + 0.5 * 0.9) + 0.75
+    assert metrics["policy_loss"] == pytest.approx(-math.exp(0.1) * advantages / 2)
 
 
 def test_the_behaviour_divergence_pulls_back():
@@ -195,7 +263,8 @@ def test_what_is_logged_is_what_happened():
     batch = batch_of(1.0, 2.0, policy_version=np.array([4], np.int32))
     batch.policy_version[1] = 6
     metrics = learner.update(batch)
-    assert (metrics["policy_lag_mean"], metrics["policy_lag_max"], metrics["batch_decisions"]) == (2, 3, 2)
+    assert (metrics["policy_lag_mean"], metrics["policy_lag_p95"], metrics["policy_lag_max"]) == (2, 3, 3)
+    assert metrics["batch_decisions"] == 2
     assert metrics["grad_norm"] == pytest.approx(1.0)
     assert metrics["value_grad_norm"] == pytest.approx(1.0)
     assert metrics["effective_sample_size"] == pytest.approx(1.0)
@@ -261,7 +330,7 @@ def test_each_part_of_a_split_batch_is_what_packing_its_segments_gives(size):
 
 
 @pytest.mark.parametrize("size", [1, 4, 5])
-@pytest.mark.parametrize("kind", ["gipo", "ppo"])
+@pytest.mark.parametrize("kind", ["gipo", "ppo", "decoupled_ppo", "sapo", "mis"])
 def test_the_gradient_does_not_depend_on_how_a_batch_is_split(size, kind):
     objective = {"kind": kind, "normalize_advantages": True, "entropy_coefficient": 0.1, "behaviour_kl": 0.1}
     found = []
