@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from accerl.advantages import Estimate, estimate
 from accerl.config import LearnerConfig, ObjectiveConfig
+from accerl.engine import Engine, StepFacts, TorchEngine
 from accerl.losses import Part, total_loss
 from accerl.packing import split
 from accerl.protocols import Policy
@@ -33,6 +34,8 @@ class Learner:
 
     Args:
         reference: the frozen policy that `objective.reference_kl` holds on to.
+        engine: one of several ranks; each has a learner, which trains on its parts of the global batch. None: the only
+            one.
 
     `updates` counts its optimizer steps. `version` names the parameters and rises with each step; a learner that was
     restarted goes on above every version that is already in use.
@@ -45,6 +48,7 @@ class Learner:
         objective: ObjectiveConfig,
         reference: Policy | None = None,
         tracer: Tracer | None = None,
+        engine: Engine | None = None,
     ):
         self.policy = policy.to(learner.device).train()
         self._reference = None if reference is None else reference.to(learner.device).train(False)
@@ -52,17 +56,7 @@ class Learner:
         self.updates = 0
         self._config = learner
         self._objective = objective
-        self._policy_parameters = list(policy.policy_parameters())
-        self._value_parameters = list(policy.value_parameters())
-        self._optimizer = torch.optim.AdamW(
-            [
-                {"params": self._policy_parameters, "lr": 0.0},
-                {"params": self._value_parameters, "lr": 0.0},
-            ],
-            betas=learner.betas,
-            weight_decay=learner.weight_decay,
-            fused=torch.device(learner.device).type in ("cpu", "cuda"),  # on a CPU six times as fast
-        )
+        self._engine = engine or TorchEngine(self.policy, learner)
         self._last_moments: Moments | None = None
         self._proximal: Policy | None = None
         self._renew_proximal()
@@ -82,22 +76,29 @@ class Learner:
             self.accumulate(micro)
         return self.step(progress)
 
-    def accumulate(self, batch: Batch) -> None:
-        """Take a part of the global batch. With `recompute = "fused"` it is trained on at once; otherwise the parts
-        wait for the statistics of all of them.
+    def accumulate(self, batch: Batch, counts: bool = True) -> None:
+        """Take a part of the global batch. With `recompute = "fused"` it is trained on at once; otherwise, and before
+        there are statistics to lag behind, the parts wait for the statistics of all of them.
+
+        Args:
+            counts: False runs it without an effect, so that each of several ranks has as many parts.
         """
-        is_fused = self._config.recompute == "fused"
-        with self._tracer.span("train" if is_fused else "recompute", size=batch.num_decisions):
-            self._lags.append(self.version - batch.policy_version)
-            if is_fused:
+        waits = self._config.recompute != "fused" or (
+            self._objective.normalize_advantages and self._last_moments is None
+        )
+        with self._tracer.span("recompute" if waits else "train", size=batch.num_decisions):
+            lag = self.version - batch.policy_version
+            if counts:
+                self._lags.append(lag)
+            if waits:
+                found = self._estimate(batch, *self._recompute(batch))
+                self._parts.append(_Waiting(batch, lag, found, counts))
+            else:
                 evaluation = self._evaluate(batch)
                 found = self._estimate(batch, evaluation.value.detach(), evaluation.log_prob)
+                self._backward(_Waiting(batch, lag, found, counts), evaluation, self._last_moments)
+            if counts:
                 self._seen.append(moments(found.advantage))
-                self._backward(batch, self._lags[-1], evaluation, found, self._last_moments or _total(self._seen))
-            else:
-                found = self._estimate(batch, *self._recompute(batch))
-                self._seen.append(moments(found.advantage))
-                self._parts.append(_Waiting(batch, self._lags[-1], found))
 
     def step(self, progress: float = 0.0, before_step: Callable[[], None] | None = None) -> dict[str, float]:
         """One optimizer step on everything accumulated; returns what to log.
@@ -109,8 +110,6 @@ class Learner:
         Raises:
             RuntimeError: a gradient is not finite, or nothing was accumulated.
         """
-        if not self.has_parts:
-            raise RuntimeError("nothing was accumulated for this step")
         with self._tracer.span("train"):
             return self._step(progress, before_step)
 
@@ -142,13 +141,13 @@ class Learner:
         return {
             "version": self.version,
             "updates": self.updates,
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self._engine.state_dict(),
             "moments": None if self._last_moments is None else [float(value) for value in self._last_moments],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.version, self.updates = state["version"], state["updates"]
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._engine.load_state_dict(state["optimizer"])
         last = state["moments"]
         self._last_moments = None if last is None else Moments(*torch.tensor(last, dtype=torch.float64))
 
@@ -161,29 +160,32 @@ class Learner:
         return config.policy_lr * decay * warmup, config.value_lr * decay
 
     def _step(self, progress: float, before_step: Callable[[], None] | None) -> dict[str, float]:
-        statistics = _total(self._seen)
+        statistics = self._total_moments()
+        if not statistics.count:
+            raise RuntimeError("nothing was accumulated for this step")
         for part in self._parts:
-            self._backward(part.batch, part.policy_lag, self._evaluate(part.batch), part.estimate, statistics)
-        lag = torch.cat(self._lags)
-        metrics = _merged(self._metrics)
-        for parameter in (*self._policy_parameters, *self._value_parameters):
-            if parameter.grad is not None:
-                parameter.grad.div_(len(lag))
-        metrics["grad_norm"] = self._clip(self._policy_parameters)
-        metrics["value_grad_norm"] = self._clip(self._value_parameters)
-        policy_lr, value_lr = self._learning_rates(progress)
-        for group, rate in zip(self._optimizer.param_groups, (policy_lr, value_lr), strict=True):
-            group["lr"] = rate
-        if before_step is not None:
-            before_step()
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+            self._backward(part, self._evaluate(part.batch), statistics)
+        rates = self._learning_rates(progress)
+        facts = StepFacts(int(statistics.count), rates, self._config.max_grad_norm)
+        policy_norm, value_norm = self._engine.step(facts, before_step)
+        lag = torch.cat(self._lags) if self._lags else torch.zeros(0)
+        metrics = merged(self._metrics) | lag_diagnostics(lag)
         self._last_moments = statistics
         self._forget_parts()
         self.version += 1
         self.updates += 1
         self._renew_proximal()
-        return metrics | {"policy_lr": policy_lr, "batch_decisions": float(len(lag)), **lag_diagnostics(lag)}
+        return metrics | {
+            "batch_decisions": float(len(lag)),
+            "grad_norm": policy_norm,
+            "value_grad_norm": value_norm,
+            "policy_lr": rates[0],
+        }
+
+    def _total_moments(self) -> Moments:
+        """Of the advantages, over all parts and ranks; their count is that of the decisions."""
+        own = torch.stack([torch.stack(each) for each in self._seen] or [torch.zeros(3, dtype=torch.float64)]).sum(0)
+        return Moments(*self._engine.all_reduce(own))
 
     def _forget_parts(self) -> None:
         """Nothing of a global batch is accumulated."""
@@ -192,25 +194,24 @@ class Learner:
         self._parts: list[_Waiting] = []
         self._metrics: list[tuple[int, dict[str, float]]] = []
 
-    def _backward(
-        self, batch: Batch, policy_lag: Tensor, evaluation: Evaluation, found: Estimate, statistics: Moments
-    ) -> None:
+    def _backward(self, waiting: _Waiting, evaluation: Evaluation, statistics: Moments | None) -> None:
         """Add the part's gradients: sums over its decisions, the mean over the tokens of each."""
-        advantage = found.advantage
+        batch, advantage = waiting.batch, waiting.estimate.advantage
         if self._objective.normalize_advantages:
             advantage = normalize(advantage, statistics=statistics)
         part = Part(
             batch=batch,
             evaluation=evaluation,
-            target=found.target,
+            target=waiting.estimate.target,
             advantage=advantage,
-            policy_lag=policy_lag,
+            policy_lag=waiting.policy_lag,
             reference_log_prob=self._log_prob(self._reference, batch) if self._objective.reference_kl else None,
             proximal_log_prob=self._log_prob(self._proximal, batch),
         )
         loss, metrics = total_loss(part, self._objective)
-        loss.backward()
-        self._metrics.append((batch.num_decisions, metrics))
+        self._engine.backward(loss if waiting.counts else 0.0 * loss)
+        if waiting.counts:
+            self._metrics.append((batch.num_decisions, metrics))
 
     def _log_prob(self, policy: Policy | None, batch: Batch) -> Tensor | None:
         """Of the stored decisions, under a policy that does not train."""
@@ -249,10 +250,6 @@ class Learner:
                 bootstrap[~batch.terminal] = self.policy.value(rows).float().cpu()
         return estimate(batch, value, bootstrap, log_prob, self._objective)
 
-    def _clip(self, parameters: list[torch.nn.Parameter]) -> float:
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm, error_if_nonfinite=True)
-        return norm.item()
-
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
@@ -261,14 +258,11 @@ class _Waiting:
     batch: Batch
     policy_lag: Tensor
     estimate: Estimate
+    counts: bool
 
 
-def _total(parts: list[Moments]) -> Moments:
-    return Moments(*(torch.stack(sums).sum(0) for sums in zip(*parts, strict=True)))
-
-
-def _merged(parts: list[tuple[int, dict[str, float]]]) -> dict[str, float]:
-    """Of the metrics of parts, with their sizes: maxima where a name ends in `_max`, else means over the decisions."""
+def merged(parts: Sequence[tuple[float, dict[str, float]]]) -> dict[str, float]:
+    """Of the metrics of parts or ranks, with their decisions: means over these, maxima where a name ends in `_max`."""
     names = {name for _, metrics in parts for name in metrics}
     total = sum(size for size, _ in parts)
     return {

@@ -145,7 +145,7 @@ class TinyVLA(nn.Module):
         return Evaluation(_chosen(log_probs, tokens), entropy, value)
 
     def value(self, observations: ObservationBatch) -> Float[Tensor, " batch"]:
-        return self.value_head(self._action_states(observations), observations.episode_step)
+        return self.value_head(self._action_states(observations), observations.episode_step).float()
 
     def imitation_loss(
         self,
@@ -170,19 +170,21 @@ class TinyVLA(nn.Module):
 
     def _forward(self, observations: ObservationBatch) -> tuple[Tensor, Tensor]:
         states = self._action_states(observations)
-        return self.action_head(states) @ self.basis, self.value_head(states, observations.episode_step)
+        logits = self.action_head(states).float() @ self.basis
+        return logits, self.value_head(states, observations.episode_step).float()
 
     def _action_states(self, observations: ObservationBatch) -> Float[Tensor, "batch token width"]:
         batch = len(observations)
         device = self.patch_position.device
         images = observations.images.to(device).flatten(0, 1).permute(0, 3, 1, 2)
-        patches = self.stem(images.float().div_(127.5).sub_(1)).flatten(2).transpose(1, 2)
+        pixels = images.float().div_(127.5).sub_(1).to(self.patch_position.dtype)
+        patches = self.stem(pixels).flatten(2).transpose(1, 2)
         word_ids = self._tokenize(observations.instructions).to(device)
         tokens = torch.cat(
             [
                 patches.reshape(batch, -1, self.config.width) + self.patch_position,
                 self.words(word_ids) + self.word_position[: word_ids.shape[1]],
-                self.proprio((observations.proprio.to(device) - self.proprio_centre) / self.proprio_reach)[:, None],
+                self.proprio(self._scaled(observations.proprio.to(device)))[:, None],
                 self.action_queries.expand(batch, -1, -1),
             ],
             dim=1,
@@ -194,6 +196,9 @@ class TinyVLA(nn.Module):
         for block in early:
             tokens = block(tokens, visible, tokens.shape[1])
         return self.norm(last(tokens, visible, self.num_tokens))
+
+    def _scaled(self, proprio: Tensor) -> Tensor:
+        return ((proprio - self.proprio_centre) / self.proprio_reach).to(self.patch_position.dtype)
 
     def _tokenize(self, instructions: list[str]) -> Int[Tensor, "batch word"]:
         """Word ids, padded to the longest instruction of the batch, so that a row does not depend on its batch."""

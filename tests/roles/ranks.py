@@ -1,0 +1,114 @@
+"""Learners on several ranks, in processes of their own, over gloo."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.multiprocessing as multiprocessing
+from safetensors.torch import save_file
+
+from accerl.checkpoint import flatten_optimizer, unflatten_optimizer
+from accerl.config import LearnerConfig, ObjectiveConfig
+from accerl.engine import TorchEngine
+from accerl.learner import Learner
+from accerl.packing import pack
+from accerl.types import Batch
+from tests.roles.fakes import tiny_policy, trajectory
+
+LEARNER: dict[str, Any] = {"policy_lr": 1e-4, "value_lr": 3e-4, "value_warmup_updates": 1, "warmup_updates": 2}
+
+
+def micro_batches(seed: int) -> list[Batch]:
+    """A ragged global batch: one to five parts of one or two segments, of one to four decisions each."""
+    generator = np.random.default_rng(seed)
+    return [
+        pack(
+            [
+                trajectory(
+                    int(generator.integers(1, 5)),
+                    seed=int(generator.integers(1 << 30)),
+                    terminal=bool(generator.integers(2)),
+                )
+                for _ in range(int(generator.integers(1, 3)))
+            ],
+            chunk_length=2,
+        )
+        for _ in range(1 + seed % 5)
+    ]
+
+
+def train(learner: Learner, rank: int, num_ranks: int, seeds: Sequence[int]) -> list[dict[str, float]]:
+    """Updates on the global batches of `seeds`, dealt out over the ranks."""
+    logged = []
+    for seed in seeds:
+        parts = micro_batches(seed)
+        for first in range(0, len(parts), num_ranks):
+            place = first + rank
+            if place < len(parts):
+                learner.accumulate(parts[place])
+            else:
+                learner.accumulate(parts[first], counts=False)
+        logged.append(learner.step())
+    return logged
+
+
+def run_ranks(
+    num_ranks: int, folder: Path, updates: int, learner: dict[str, Any], objective: dict[str, Any], start: int = 0
+) -> None:
+    """Train from the state in `folder`, if there is one, and leave what came out there."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = (num_ranks, port, str(folder), updates, learner, objective, start)
+    multiprocessing.start_processes(_rank, arguments, nprocs=num_ranks, start_method="spawn")
+
+
+def _rank(
+    rank: int,
+    num_ranks: int,
+    port: int,
+    folder: str,
+    updates: int,
+    learner: dict[str, Any],
+    objective: dict[str, Any],
+    start: int,
+) -> None:
+    torch.set_num_threads(1)
+    stage, dtype = learner.pop("stage"), learner.pop("dtype", "float32")
+    config = LearnerConfig(**LEARNER, **learner)
+    policy = tiny_policy()
+    path = Path(folder)
+    if (path / "policy.pt").exists():
+        policy.load_state_dict(torch.load(path / "policy.pt", weights_only=True))
+    if stage:
+        from accerl.zero import ZeroEngine, join_ranks
+
+        join_ranks(rank, num_ranks, "127.0.0.1", port, "cpu", timeout_s=60)
+        engine: Any = ZeroEngine(policy, config, stage, dtype)
+    else:
+        engine = TorchEngine(policy, config)
+    trained = Learner(policy, config, ObjectiveConfig(**objective), engine=engine)
+    if (path / "learner.json").exists():
+        trained.load_state_dict(_load(path))
+    logged = train(trained, rank, num_ranks, range(start, start + updates))
+    state = trained.state_dict()
+    if rank == 0:
+        torch.save(policy.state_dict(), path / "policy.pt")
+        numbers, tensors = flatten_optimizer(state["optimizer"])
+        save_file(tensors, path / "learner.safetensors")
+        (path / "learner.json").write_text(json.dumps({**state, "optimizer": numbers}))
+    (path / f"metrics-{rank}.json").write_text(json.dumps(logged))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    state = json.loads((path / "learner.json").read_text())
+    state["optimizer"] = unflatten_optimizer(state["optimizer"], load_file(path / "learner.safetensors"))
+    return state
