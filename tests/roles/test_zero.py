@@ -59,15 +59,16 @@ def test_parameters_do_not_depend_on_the_number_of_ranks(plain, num_ranks, stage
 @pytest.mark.parametrize(("first", "second"), [((3, 2), (2, 1)), ((2, 1), (1, 0)), ((1, 0), (2, 2))])
 def test_another_number_of_ranks_goes_on_from_the_state_of_the_first(plain, first, second, tmp_path):
     half = UPDATES // 2
-    trained(tmp_path, *first, "fused", half)
-    trained(tmp_path, *second, "fused", UPDATES - half, start=half)
+    (num_first, stage_first), (num_second, stage_second) = first, second
+    trained(tmp_path, num_first, stage_first, "fused", half)
+    trained(tmp_path, num_second, stage_second, "fused", UPDATES - half, start=half)
     assert relative_difference(parameters(tmp_path), parameters(plain["fused"])) < 1e-5
 
 
 def test_bfloat16_keeps_what_it_rounds(tmp_path):
     """The float32 copy goes into the state, so that a resumed run is the uninterrupted one, bit for bit."""
-    mixed = {"learner": {"dtype": "bfloat16"}}
-    whole = trained(tmp_path / "whole", 2, 2, "fused", **mixed)
-    parts = trained(tmp_path / "parts", 2, 2, "fused", 3, **mixed)
-    trained(tmp_path / "parts", 2, 2, "fused", UPDATES - 3, start=3, **mixed)
+    mixed = {"dtype": "bfloat16"}
+    whole = trained(tmp_path / "whole", 2, 2, "fused", learner=mixed)
+    parts = trained(tmp_path / "parts", 2, 2, "fused", 3, learner=mixed)
+    trained(tmp_path / "parts", 2, 2, "fused", UPDATES - 3, start=3, learner=mixed)
     assert torch.equal(parameters(whole), parameters(parts))
