@@ -92,17 +92,27 @@ def save(folder: Path, demonstrations: Sequence[Demonstration], env: EnvConfig, 
     for first in range(0, len(demonstrations), config.episodes_per_shard):
         part = demonstrations[first : first + config.episodes_per_shard]
         shards.append(folder / f"shard-{len(shards):05d}.safetensors")
-        save_file(
-            {
-                "images": np.concatenate([episode.images for episode in part]),
-                "proprio": np.concatenate([episode.proprio for episode in part]),
-                "action": np.concatenate([episode.action for episode in part]),
-            },
-            shards[-1],
-        )
-        episodes = [{"task": e.task, "instruction": e.instruction, "length": len(e.action)} for e in part]
-        write_shard_index(shards[-1], episodes)
+        write_shard(shards[-1], part)
     write_index(folder, env, config, shards)
+
+
+def write_shard(
+    shard: Path, demonstrations: Sequence[Demonstration], known: Sequence[Mapping[str, Any]] | None = None
+) -> None:
+    """Some episodes end to end, and the JSON file beside them.
+
+    Args:
+        known: of each, what that file keeps beside its task, instruction and length.
+    """
+    arrays = {
+        name: np.concatenate([getattr(d, name) for d in demonstrations]) for name in ("images", "proprio", "action")
+    }
+    save_file(arrays, shard)
+    episodes = [
+        {**facts, "task": d.task, "instruction": d.instruction, "length": len(d.action)}
+        for d, facts in zip(demonstrations, known or [{}] * len(demonstrations), strict=True)
+    ]
+    write_shard_index(shard, episodes)
 
 
 def write_shard_index(shard: Path, episodes: Sequence[Mapping[str, Any]]) -> None:

@@ -15,7 +15,7 @@ from accerl.config import RunConfig
 from accerl.envs.libero.doctor import PROCESS_GB, TASK_GB
 from accerl.envs.libero.suites import SUITES as LIBERO
 from accerl.policies.costs import Costs
-from accerl.runtime.placement import resources, shared_gpus, total_gpus
+from accerl.runtime.placement import is_shared, resources, shared_gpus, total_gpus
 
 GIB = 2**30
 
@@ -128,13 +128,12 @@ def _places(config: RunConfig) -> list[str]:
     """Of the learner, then of each service; the shares of a GPU decide how many stand on one."""
     shared, service = shared_gpus(config), resources(config, "inference")["num_gpus"]
     learner = resources(config, "learner")["num_gpus"]
-    num_beside = {"disaggregated": 0, "hybrid": 1, "colocated": config.inference.num_services}[config.placement.layout]
     places = ["GPU 0" if learner else "host"]
     next_gpu, room = math.ceil(learner), 0.0
     for number in range(config.inference.num_services):
         if not service:
             places.append("host")
-        elif shared and number < num_beside:
+        elif shared and is_shared(config, "inference", number):
             places.append("GPU 0")
         else:
             if room < service:

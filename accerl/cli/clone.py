@@ -73,13 +73,11 @@ def starting_policy(config: PolicyConfig, env: EnvConfig, demonstrations: Sequen
         ConfigError: it cannot fit the environment.
     """
     from accerl.checkpoint import load_policy
-    from accerl.envs import make_env
+    from accerl.envs import read_spec
     from accerl.policies.tiny_vla import TinyVLA, TinyVLAConfig
     from accerl.statistics import summarize
 
-    simulator = make_env(env)
-    spec = simulator.spec
-    simulator.close()
+    spec = read_spec(env)
     try:
         if config.checkpoint is not None:
             policy = load_policy(config.checkpoint)

@@ -101,11 +101,9 @@ def tasks_by_instruction(env: EnvConfig) -> dict[str, str] | None:
 
 def _check_sizes(reader: Reader) -> None:
     """Raises ConfigError if the vectors are not those of the environment, so that no policy could learn from them."""
-    from accerl.envs import make_env
+    from accerl.envs import read_spec
 
-    simulator = make_env(reader.env)
-    spec = simulator.spec
-    simulator.close()
+    spec = read_spec(reader.env)
     for name, size in (("proprio", spec.proprio_dim), ("action", spec.action_dim)):
         column = getattr(reader.columns, name)
         shape = reader.layout.feature(column, f"columns.{name}").shape

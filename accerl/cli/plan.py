@@ -35,15 +35,12 @@ class PlanOptions(RunOptions):
 
 
 def plan(options: PlanOptions) -> int:
-    from accerl.envs import check_tasks, make_env
+    from accerl.envs import read_spec
     from accerl.plan import make_plan, quantity
     from accerl.policies.costs import costs_of
 
     config = options.run_config()
-    check_tasks(config.env)
-    env = make_env(config.env)
-    spec = env.spec
-    env.close()
+    spec = read_spec(config.env)
     machine = _machine(options)
     costs = costs_of(config, spec)
     made = make_plan(config, costs, machine)

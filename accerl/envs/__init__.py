@@ -10,8 +10,9 @@ from accerl.envs.libero import suites
 from accerl.envs.libero.suites import SUITES as LIBERO_SUITES
 from accerl.plugins import find_object
 from accerl.protocols import Env, Expert
+from accerl.types import EnvSpec
 
-__all__ = ["SUITES", "check_expert", "check_tasks", "make_env", "make_expert"]
+__all__ = ["SUITES", "check_expert", "check_tasks", "make_env", "make_expert", "read_spec"]
 
 SUITES = ("metaworld", *LIBERO_SUITES, "dots", "gymnasium")
 """Besides these, a suite is `package.module:function`, called with (EnvConfig, tasks)."""
@@ -45,6 +46,18 @@ def make_env(config: EnvConfig, tasks: tuple[str, ...] | None = None) -> Env:
             return gymnasium.make(config, tasks)
         case _:
             return _function_of(config.suite)(config, tasks)
+
+
+def read_spec(config: EnvConfig) -> EnvSpec:
+    """The facts of such an environment, which is made for it and closed again.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    env = make_env(config)
+    spec = env.spec
+    env.close()
+    return spec
 
 
 def check_tasks(config: EnvConfig, tasks: tuple[str, ...] | None = None) -> None:

@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import save_file
-
 from accerl.config import ConfigError, DemosConfig, EnvConfig
-from accerl.demos import Demonstration, every_of, read_index, read_shard, write_index, write_shard_index
+from accerl.demos import Demonstration, every_of, read_index, read_shard, write_index, write_shard
 from accerl.files import replaced, write_file
 from accerl.lerobot.columns import Columns
 from accerl.lerobot.layout import open_layout
@@ -102,14 +99,6 @@ def convert(
 
 def _write_shard(folder: Path, number: int, part: Sequence[Demonstration], reader: Reader) -> Path:
     path = folder / f"shard-{number:05d}.safetensors"
-    arrays = {name: np.concatenate([getattr(d, name) for d in part]) for name in ("images", "proprio", "action")}
-    save_file(arrays, path)
     note = reader.layout.note
-    episodes = []
-    for demonstration, episode in zip(part, reader.numbers[-len(part) :], strict=True):
-        known = {} if note is None else note.episodes[episode]
-        length = len(demonstration.action)
-        own = {"task": demonstration.task, "instruction": demonstration.instruction, "length": length}
-        episodes.append({**known, **own})
-    write_shard_index(path, episodes)
+    write_shard(path, part, None if note is None else [note.episodes[each] for each in reader.numbers[-len(part) :]])
     return path

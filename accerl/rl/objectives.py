@@ -192,9 +192,8 @@ def ppo(
         clip_high: b, if it differs ("clip-higher", arXiv 2503.14476, eq. 10).
     """
     log_ratio = _valid(log_ratio, mask)
-    clipped = _clip(log_ratio.detach(), advantage, clip, clip_high)
-    log_weight = torch.where(clipped == log_ratio, clipped, -math.inf)
-    return _objective(log_ratio, log_weight, advantage, mask, log_value=clipped)
+    ratio = log_ratio.detach()
+    return _clipped_objective(log_ratio, ratio, _clip(ratio, advantage, clip, clip_high), advantage, mask)
 
 
 def dual_clip_ppo(
@@ -213,10 +212,10 @@ def dual_clip_ppo(
         dual_clip: c, greater than 1 + `clip_high`; 3 in the paper.
     """
     log_ratio = _valid(log_ratio, mask)
-    clipped = _clip(log_ratio.detach(), advantage, clip, clip_high)
+    ratio = log_ratio.detach()
+    clipped = _clip(ratio, advantage, clip, clip_high)
     clipped = torch.where(advantage[:, None] > 0, clipped, clipped.clamp(max=math.log(dual_clip)))
-    log_weight = torch.where(clipped == log_ratio, clipped, -math.inf)
-    return _objective(log_ratio, log_weight, advantage, mask, log_value=clipped)
+    return _clipped_objective(log_ratio, ratio, clipped, advantage, mask)
 
 
 def decoupled_ppo(
@@ -245,8 +244,7 @@ def decoupled_ppo(
     moved = log_ratio.detach() - proximal
     clipped = _clip(moved, advantage, clip, clip_high)
     correction = proximal.clamp(max=math.log(weight_cap))
-    log_weight = torch.where(clipped == moved, correction + moved, -math.inf)
-    return _objective(log_ratio, log_weight, advantage, mask, log_value=correction + clipped)
+    return _clipped_objective(log_ratio, moved, clipped, advantage, mask, correction)
 
 
 def interpolated_proximal(
@@ -302,6 +300,19 @@ def _objective(
     value = weight if log_value is None else torch.exp(log_value.detach().clamp(max=LOG_RATIO_CEILING))
     surrogate = value + weight * (log_ratio - log_ratio.detach())  # the difference is 0 and has the gradient of log pi
     return Objective(-masked_mean(surrogate * advantage[:, None], mask), weight)
+
+
+def _clipped_objective(
+    log_ratio: Float[Tensor, "decision token"],
+    moved: Float[Tensor, "decision token"],
+    clipped: Float[Tensor, "decision token"],
+    advantage: Float[Tensor, " decision"],
+    mask: Bool[Tensor, "decision token"],
+    correction: Float[Tensor, "decision token"] | float = 0.0,
+) -> Objective:
+    """Without a gradient where the clip has changed `moved`, the log-ratio that it bounds."""
+    log_weight = torch.where(clipped == moved, correction + moved, -math.inf)
+    return _objective(log_ratio, log_weight, advantage, mask, log_value=correction + clipped)
 
 
 def _clip(

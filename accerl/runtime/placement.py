@@ -105,7 +105,7 @@ class Roles:
 
     def _strategy(self, kind: str, number: int) -> dict[str, Any]:
         """Where Ray may put it: beside the controller, on a shared device, or spread out."""
-        if self._shared is not None and _is_shared(self._config, kind, number):
+        if self._shared is not None and is_shared(self._config, kind, number):
             bundle = PlacementGroupSchedulingStrategy(self._shared, placement_group_bundle_index=0)
             return {"scheduling_strategy": bundle}
         strategy: Any = "SPREAD"
@@ -154,7 +154,8 @@ def total_gpus(config: RunConfig) -> float:
     return sum(num * resources(config, kind)["num_gpus"] for kind, num in counts.items())
 
 
-def _is_shared(config: RunConfig, kind: str, number: int) -> bool:
+def is_shared(config: RunConfig, kind: str, number: int) -> bool:
+    """It stands in that bundle, where there is one."""
     layout = config.placement.layout
     if kind == "learner":
         return True
