@@ -86,8 +86,13 @@ class ObjectiveConfig(Section):
     weights, renewed every `proximal_every` updates, at the cost of a forward pass."""
     proximal_every: Positive = 4
     """Updates between two copies; 1 would be the policy itself, around which nothing is ever clipped."""
-    advantages: Literal["gae", "vtrace"] = "gae"
-    """Generalised advantage estimation (eq. 4), or V-trace, which corrects the values for who chose the actions."""
+    advantages: Literal["gae", "vtrace", "group"] = "gae"
+    """Generalised advantage estimation (eq. 4); V-trace, which corrects the values for who chose the actions; or an
+    episode's return against those of its group (GRPO), which wants `rollout.group_size`."""
+    group_scale: bool = True
+    """Divide by the deviation of the group's returns (GRPO); without, Dr. GRPO."""
+    leave_one_out: bool = False
+    """Compare with the mean of the others of the group (RLOO)."""
     rho_bar: PositiveFloat = 1.0
     """V-trace's bound on the ratio in a temporal difference."""
     c_bar: PositiveFloat = 1.0
