@@ -99,7 +99,7 @@ def test_what_the_last_episodes_bring_may_find_the_replay_full():
 
 @pytest.mark.parametrize("mode", ["async", "sync"])
 def test_groups_are_compared_and_trained_on(mode):
-    """Their advantages add up to nothing within a group, so the loss at the first update, with ratios of 1, is near 0."""
+    """Their advantages add up to nothing within a group, so that the first loss, with ratios of 1, is near 0."""
     logged: list[dict[str, float]] = []
     groups = {
         "mode": mode,
