@@ -10,15 +10,22 @@ parts that have no effect, because every rank must reduce as many gradients.
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from accerl.config import LearnerConfig, ObjectiveConfig, RunConfig
 from accerl.learner import Learner, merged
+from accerl.protocols import Policy
+from accerl.runtime.actors.rank import Place, ranked_learner
+from accerl.trace import Tracer
 from accerl.types import Batch
 
+RETRY_AFTER_S = 0.5
 JOIN_WITHIN_S = 120.0
 """For a process that has just been restarted, to import its libraries and load the policy."""
 
@@ -112,10 +119,37 @@ class RankedLearner:
         ray.get([getattr(rank, verb).remote(*arguments) for rank in self._ranks], timeout=self._timeout_s)
 
 
-def rank_actors(config: RunConfig) -> list[Any]:
-    """Those beside the learner's own process, in order; new processes, where they had a learner before."""
-    names = [f"{config.name}/rank-{number}" for number in range(config.learner.num_ranks - 1)]
-    return [ray.get_actor(name, namespace="accerl") for name in names]
+def form_ranks(config: RunConfig, start: Path, found: Path | None, tracer: Tracer) -> tuple[Policy, RankedLearner]:
+    """The learner of this process, rank 0, together with the others, all from the checkpoint `found`, if there is one.
+
+    Ranks whose process was in a group before, which this process left when it died, are started anew.
+
+    Raises:
+        RuntimeError: a rank did not come in time.
+    """
+    ranks = [ray.get_actor(f"{config.name}/rank-{number}") for number in range(config.learner.num_ranks - 1)]
+    for rank in ranks:
+        _wait_until_fresh(rank)
+    address, port = meeting_place()
+    places = [Place(number, address, port, found) for number in range(1 + len(ranks))]
+    calls = [rank.join.remote(place) for rank, place in zip(ranks, places[1:], strict=True)]
+    policy, learner = ranked_learner(config, start, places[0], tracer)
+    ray.get(calls, timeout=JOIN_WITHIN_S)
+    return policy, RankedLearner(learner, ranks, config.learner.rank_timeout_s)
+
+
+def _wait_until_fresh(rank: Any) -> None:
+    """Returns when the process of the rank answers and has been in no group."""
+    deadline = time.monotonic() + JOIN_WITHIN_S
+    while True:
+        try:
+            if not ray.get(rank.has_joined.remote(), timeout=10):
+                return
+            ray.kill(rank, no_restart=False)
+        except (RayActorError, GetTimeoutError):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"a rank did not answer within {JOIN_WITHIN_S:.0f} s") from None
+        time.sleep(RETRY_AFTER_S)
 
 
 def meeting_place() -> tuple[str, int]:

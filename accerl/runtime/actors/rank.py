@@ -39,7 +39,8 @@ def ranked_learner(config: RunConfig, start: Path, place: Place, tracer: Any) ->
     join_ranks(place.rank, section.num_ranks, place.address, place.port, section.device, section.rank_timeout_s)
     policy = checkpoint.load_policy(place.checkpoint or start).to(section.device)
     reference = checkpoint.load_policy(start) if config.objective.reference_kl else None
-    engine = ZeroEngine(policy, section, section.zero_stage, section.dtype)
+    stage = 1 if section.zero_stage == 1 else 2
+    engine = ZeroEngine(policy, section, stage, section.dtype)
     learner = Learner(policy, section, config.objective, reference, tracer, engine)
     if place.checkpoint is not None:
         learner.load_state_dict(checkpoint.load_checkpoint(place.checkpoint)[0])
