@@ -8,6 +8,10 @@ from those of the plain learner over their norm, `moved` the norm of what traini
 `max_relative_difference` is the largest of the rows in float32. `optimizer_mib` is what a rank holds of the optimizer's
 states and float32 copies, the most of any rank.
 
+The learning rates are the paper's. Larger ones tell less: AdamW divides a gradient by its own size, so where one is
+nothing but rounding, as of units that are hardly ever active, the step is as large as any, and its sign a matter of
+chance (with 3e-4 the same comparison gives up to 1e-4).
+
 Prints a table and, last, one line of JSON; appends to results/zero_ranks.csv. About three minutes.
 """
 
@@ -44,6 +48,8 @@ def main() -> int:
     parser.add_argument("--decisions", type=int, default=96, help="of a global batch, about")
     parser.add_argument("--micro-batch-decisions", type=int, default=24)
     parser.add_argument("--width", type=int, default=128, help="of the policy")
+    parser.add_argument("--policy-lr", type=float, default=1e-5)
+    parser.add_argument("--value-lr", type=float, default=1e-4)
     parser.add_argument("--recompute", choices=("prefetch", "fused"), default="fused")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -95,7 +101,13 @@ def _rank(
     rank: int, stage: int, num_ranks: int, options: argparse.Namespace, dtype: Any, port: int, folder: str
 ) -> None:
     torch.set_num_threads(1)
-    config = LearnerConfig(recompute=options.recompute, value_warmup_updates=2, warmup_updates=4)
+    config = LearnerConfig(
+        recompute=options.recompute,
+        policy_lr=options.policy_lr,
+        value_lr=options.value_lr,
+        value_warmup_updates=2,
+        warmup_updates=4,
+    )
     policy = make_policy(options)
     engine = None
     if stage:
