@@ -50,6 +50,8 @@ class Admission:
         self._round = config.episodes_per_round
         self._max_lag = config.max_policy_lag
         self._is_lockstep = config.is_lockstep
+        self._group_size = config.rollout.group_size
+        self._task: str | None = None  # of the group that is being started
         self._serving: dict[str, int] = {}
         self._flights: dict[int, _Flight] = {}
         self._waiting: set[int] = set()  # played and delivered, and not yet trained on
@@ -84,8 +86,7 @@ class Admission:
         if self._again and self._is_fresh(self._again[0].number):
             plan = self._again.popleft()
         elif self._may_start():
-            seed = derive_seed(self._seed, EPISODES, self._number)
-            plan = EpisodePlan(task=self._next_task(), number=self._number, seed=seed)
+            plan = self._next_plan()
             self._number += 1
             self._wave -= self._is_lockstep
         else:
@@ -171,7 +172,8 @@ class Admission:
         return {"number": self._number}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._number = self._first = state["number"]
+        groups = -(-state["number"] // self._group_size)  # what was played of a group that was cut off is lost
+        self._number = self._first = groups * self._group_size
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -203,12 +205,23 @@ class Admission:
     def _served(self) -> int:
         return min(self._serving.values(), default=self.version)
 
+    def _next_plan(self) -> EpisodePlan:
+        """Those of a group are of the same task and seed of the environment."""
+        size = self._group_size
+        if self._task is None or self._number % size == 0:
+            self._task = self._next_task()
+        own = derive_seed(self._seed, EPISODES, self._number)
+        if size == 1:
+            return EpisodePlan(task=self._task, number=self._number, seed=own)
+        shared = derive_seed(self._seed, EPISODES, size, self._number // size)
+        return EpisodePlan(task=self._task, number=self._number, seed=shared, noise=own)
+
     def _next_task(self) -> str:
         """Tasks are drawn for a whole round at once: they do not depend on who ends first in it."""
         if not self.has_rounds:
             return self.tasks.next_task()
         if not self._drawn:
-            self._drawn.extend(self.tasks.next_task() for _ in range(self._round))
+            self._drawn.extend(self.tasks.next_task() for _ in range(self._round // self._group_size))
         return self._drawn.popleft()
 
     def _report(self, episode: Episode) -> None:

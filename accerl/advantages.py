@@ -30,7 +30,7 @@ def estimate(
     log_prob: Float[Tensor, "decision token"] | None,
     config: ObjectiveConfig,
 ) -> Estimate:
-    """GAE with the target A + V (paper eq. 4), or V-trace.
+    """GAE with the target A + V (paper eq. 4), V-trace, or those against the group, which leave the critic to GAE.
 
     Args:
         value: of the newest critic, or of the one that acted.
@@ -38,9 +38,13 @@ def estimate(
         log_prob: under the newest policy; only V-trace wants it.
     """
     facts = batch.reward, value.detach().float().cpu(), bootstrap_value, batch.lengths, batch.terminal
-    if config.advantages == "gae":
+    if config.advantages != "vtrace":
         advantage = gae(*facts, config.discount, config.trace)
-        return Estimate(advantage.to(value.device), (advantage + facts[1]).to(value.device))
+        target = advantage + facts[1]
+        if config.advantages == "group":
+            assert batch.group_advantage is not None, "the replay compares groups before they are trained on"
+            advantage = batch.group_advantage
+        return Estimate(advantage.to(value.device), target.to(value.device))
     assert log_prob is not None, "V-trace wants log-probs"
     log_ratio = torch.where(batch.mask, log_prob.detach().float().cpu() - batch.log_prob, 0.0).sum(1)
     found = vtrace(*facts, log_ratio, config.discount, config.trace, config.rho_bar, config.c_bar)

@@ -113,6 +113,10 @@ class Learner:
         with self._tracer.span("train"):
             return self._step(progress, before_step)
 
+    def begin(self, version: int) -> None:
+        """The parameters are of this version."""
+        self.version = version
+
     def skip(self) -> None:
         """Count a global batch that was lost: its version is the same as the one before."""
         self.version += 1

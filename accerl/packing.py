@@ -31,6 +31,8 @@ def pack(trajectories: Sequence[Trajectory], chunk_length: int, time_limit_boots
         return torch.from_numpy(np.concatenate(decisions + bootstraps))
 
     log_prob = stack("log_prob")
+    lengths = torch.tensor([trajectory.num_decisions for trajectory in trajectories])
+    compared = [trajectory.advantage for trajectory in trajectories if trajectory.advantage is not None]
     return Batch(
         observations=ObservationBatch(
             images=stack_observed("images"),
@@ -48,9 +50,10 @@ def pack(trajectories: Sequence[Trajectory], chunk_length: int, time_limit_boots
         behaviour_value=stack("value"),
         reward=stack("reward"),
         policy_version=stack("policy_version").long(),
-        lengths=torch.tensor([trajectory.num_decisions for trajectory in trajectories]),
+        lengths=lengths,
         terminal=torch.tensor(terminal),
         chunk_length=chunk_length,
+        group_advantage=torch.tensor(compared).repeat_interleave(lengths) if compared else None,
     )
 
 
@@ -89,6 +92,7 @@ def _segments(batch: Batch, first: int, end: int) -> Batch:
         lengths=batch.lengths[first:end],
         terminal=batch.terminal[first:end],
         chunk_length=batch.chunk_length,
+        group_advantage=None if batch.group_advantage is None else batch.group_advantage[rows],
     )
 
 

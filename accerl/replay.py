@@ -9,12 +9,14 @@ unused again.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from accerl.config import ReplayConfig
+from accerl.groups import Groups
 from accerl.types import BatchRule, Trajectory
 
 
@@ -27,9 +29,15 @@ class _Entry:
 
 
 class Replay:
-    """One shard. Without a bound on staleness every operation costs O(1) a trajectory that it touches."""
+    """One shard. Without a bound on staleness every operation costs O(1) a trajectory that it touches.
 
-    def __init__(self, config: ReplayConfig, seed: int = 0):
+    Args:
+        groups: holds episodes back until they can be compared with the others of their group.
+    """
+
+    def __init__(self, config: ReplayConfig, seed: int = 0, groups: Groups | None = None):
+        self._groups = groups
+        self._compared: deque[Trajectory] = deque()  # for which there was no room yet
         self._capacity = max(1, config.capacity_decisions // config.num_shards)
         self._max_reuse = config.max_reuse
         self._min_decisions = max(1, config.min_decisions // config.num_shards)
@@ -48,7 +56,8 @@ class Replay:
     @property
     def discarded_decisions(self) -> int:
         """Decisions that went without ever being trained on."""
-        return self.pushed_decisions - self.used_decisions - self.unused_decisions
+        of_groups = self._groups.discarded_decisions if self._groups is not None else 0
+        return self.pushed_decisions - self.used_decisions - self.unused_decisions + of_groups
 
     @property
     def lent_decisions(self) -> int:
@@ -67,16 +76,12 @@ class Replay:
         Raises:
             ValueError: a trajectory that could never fit.
         """
-        size = trajectory.num_decisions
-        if size > self._capacity:
-            raise ValueError(f"replay.capacity_decisions: {self._capacity} a shard cannot hold a segment of {size}")
-        while self.num_decisions + size > self._capacity:
-            oldest = next(iter(self._entries))
-            if self._entries[oldest].uses == 0:
-                return False
-            self._remove(oldest)
-        self._add(trajectory)
-        self.pushed_decisions += size
+        if self._groups is None:
+            return self._take_in(trajectory)
+        if not self._take_in_compared():
+            return False
+        self._compared.extend(self._groups.add(trajectory))
+        self._take_in_compared()
         return True
 
     def sample(self, num_decisions: int, batch: int = 0) -> Sequence[Trajectory]:
@@ -85,6 +90,7 @@ class Replay:
         Args:
             batch: number of the batch that they are for, which `confirm` names.
         """
+        self._take_in_compared()
         if self.pushed_decisions < self._min_decisions or self.num_decisions < num_decisions:
             return ()
         chosen: list[int] = []
@@ -102,6 +108,7 @@ class Replay:
 
         Up to `num_decisions` (the last segment may go beyond), and all that the rule wants in this batch.
         """
+        self._take_in_compared()
         if rule.oldest_version is not None:
             self._let_go_below(rule.oldest_version - 1)
         chosen: list[int] = []
@@ -131,6 +138,25 @@ class Replay:
                 returned += trajectory.num_decisions
         self._lent.clear()
         return returned
+
+    def _take_in_compared(self) -> bool:
+        """Groups that are complete, as far as there is room; whether there was for all."""
+        while self._compared and self._take_in(self._compared[0]):
+            self._compared.popleft()
+        return not self._compared
+
+    def _take_in(self, trajectory: Trajectory) -> bool:
+        size = trajectory.num_decisions
+        if size > self._capacity:
+            raise ValueError(f"replay.capacity_decisions: {self._capacity} a shard cannot hold a segment of {size}")
+        while self.num_decisions + size > self._capacity:
+            oldest = next(iter(self._entries))
+            if self._entries[oldest].uses == 0:
+                return False
+            self._remove(oldest)
+        self._add(trajectory)
+        self.pushed_decisions += size
+        return True
 
     def _admitted(self, rule: BatchRule) -> Iterator[int]:
         """Keys that may be in the batch, the least used ones first, in the order in which they came."""

@@ -103,13 +103,14 @@ class RolloutWorker:
         observation, _ = await stage.step(lambda: env.reset(seed=seed % 2**31, options=options_of(plan)))
         observation = instruct(observation, plan)
         segment = _Segment(plan, observation, episode_step=0, origin=origin)
+        noise = seed if plan.noise is None else plan.noise
         totals = np.zeros(3)
         step = 0
         while True:
             request = DecisionRequest(
                 observation=observation,
                 episode_step=step,
-                seed=GREEDY if plan.greedy else derive_seed(seed, step),
+                seed=GREEDY if plan.greedy else derive_seed(noise, step),
                 policy_version=plan.policy_version,
             )
             with self._tracer.span("wait", stage.lane):

@@ -72,6 +72,8 @@ class EpisodePlan:
     task: str
     seed: int | None = None
     """Of the environment and of the sampling noise; None: the worker's own sequence."""
+    noise: int | None = None
+    """Seed of the sampling noise alone, for episodes that start alike and go on differently; None: `seed`."""
     greedy: bool = False
     instruction: str | None = None
     """Given to the policy in place of the environment's own."""
@@ -136,6 +138,8 @@ class Trajectory:
     """Worker, slot and episode that made it."""
     episode: int = -1
     """Number of its `EpisodePlan`."""
+    advantage: float | None = None
+    """Of the whole episode against the others of its group; None: the critic's are used."""
 
     @property
     def num_decisions(self) -> int:
@@ -221,6 +225,8 @@ class Batch:
     terminal: Bool[Tensor, " segment"]
     chunk_length: int
     """Actions in a decision."""
+    group_advantage: Float32[Tensor, " decision"] | None = None
+    """Of the decision's episode against its group; None: the critic's are used."""
 
     @property
     def num_decisions(self) -> int:

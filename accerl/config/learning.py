@@ -86,8 +86,13 @@ class ObjectiveConfig(Section):
     weights, renewed every `proximal_every` updates, at the cost of a forward pass."""
     proximal_every: Positive = 4
     """Updates between two copies; 1 would be the policy itself, around which nothing is ever clipped."""
-    advantages: Literal["gae", "vtrace"] = "gae"
-    """Generalised advantage estimation (eq. 4), or V-trace, which corrects the values for who chose the actions."""
+    advantages: Literal["gae", "vtrace", "group"] = "gae"
+    """Generalised advantage estimation (eq. 4); V-trace, which corrects the values for who chose the actions; or an
+    episode's return against those of its group (GRPO), which wants `rollout.group_size`."""
+    group_scale: bool = True
+    """Divide by the deviation of the group's returns (GRPO); without, Dr. GRPO."""
+    leave_one_out: bool = False
+    """Compare with the mean of the others of the group (RLOO)."""
     rho_bar: PositiveFloat = 1.0
     """V-trace's bound on the ratio in a temporal difference."""
     c_bar: PositiveFloat = 1.0
@@ -163,7 +168,23 @@ class LearnerConfig(Section):
     """Seconds between checkpoints."""
     keep_checkpoints: Positive = 2
     """Newest checkpoints that are kept."""
+    num_ranks: Positive = 1
+    """Training processes, over which each global batch is spread; more than 1 with `zero_stage`."""
+    zero_stage: Literal[0, 1, 2] = 0
+    """DeepSpeed's ZeRO: 1 spreads the optimizer's states over the ranks, 2 the gradients too; 0: plain torch."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and gradients; with `bfloat16`, which wants `zero_stage`, the optimizer keeps a float32 copy."""
+    rank_timeout_s: PositiveFloat = 120.0
+    """Seconds that a rank waits for the others, before all are started again from the last checkpoint."""
     device: str = "cpu"
     """Torch device."""
     num_threads: Positive = 1
     """Torch threads on a CPU."""
+
+    @model_validator(mode="after")
+    def _ranks_fit_together(self) -> Self:
+        if not self.zero_stage and self.num_ranks > 1:
+            raise ValueError(f"num_ranks: {self.num_ranks} want DeepSpeed; set zero_stage to 1 or 2")
+        if not self.zero_stage and self.dtype == "bfloat16":
+            raise ValueError("dtype: 'bfloat16' wants DeepSpeed's float32 copy; set zero_stage to 1 or 2")
+        return self

@@ -128,6 +128,7 @@ class RunConfig(Section):
                 objective.value_loss == "bce" and self.env.reward == "dense",
                 "objective.value_loss: 'bce' needs returns in [0, 1], not those of env.reward='dense'; use 'mse'",
             ),
+            *self._conflicts_of_groups(longest),
             (
                 self.inference.batch_size > self.num_slots,
                 f"inference.batch_size: {self.inference.batch_size} can never fill from rollout.num_workers * "
@@ -154,5 +155,33 @@ class RunConfig(Section):
                 limits.max_updates is not None and limits.max_updates <= learner.value_warmup_updates,
                 f"limits.max_updates: {limits.max_updates} ends the run inside learner.value_warmup_updates="
                 f"{learner.value_warmup_updates}, so the policy would never train; raise it",
+            ),
+        ]
+
+    def _conflicts_of_groups(self, longest: int) -> list[tuple[bool, str]]:
+        size, compares = self.rollout.group_size, self.objective.advantages == "group"
+        return [
+            (
+                compares and size == 1,
+                "rollout.group_size: 1 leaves nothing for objective.advantages='group' to compare; use 4 or 8",
+            ),
+            (
+                compares and longest < self.env.max_decisions,
+                f"rollout.segment_decisions: {self.rollout.segment_decisions} cuts episodes of up to "
+                f"env.max_decisions={self.env.max_decisions}, which objective.advantages='group' wants whole; raise it",
+            ),
+            (
+                compares and self.rollout.max_policy_lag is not None,
+                "rollout.max_policy_lag: cuts episodes that get old, which objective.advantages='group' wants whole; "
+                "leave it out",
+            ),
+            (
+                compares and self.replay.num_shards > 1,
+                "replay.num_shards: a group must come together in one shard for objective.advantages='group'; use 1",
+            ),
+            (
+                self.mode != "async" and self.episodes_per_round % size > 0,
+                f"rollout.episodes_per_round: {self.episodes_per_round} is no multiple of rollout.group_size={size}; "
+                f"use one",
             ),
         ]

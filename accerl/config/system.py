@@ -22,6 +22,8 @@ class RolloutConfig(Section):
     """Most decisions in one trajectory; a longer episode is sent in several."""
     episodes_per_round: Positive | None = None
     """Episodes that a global batch is made from where staleness is bounded; none: one for each slot."""
+    group_size: Positive = 1
+    """Episodes in a row that start from the same initial state, each with noise of its own."""
     max_policy_lag: NonNegative | None = None
     """K: bound on the age, in policy versions, of a decision when it is trained on; none: not bounded. Only in
     `mode = "async"`: the other modes have their own."""

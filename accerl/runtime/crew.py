@@ -89,6 +89,8 @@ class Crew:
         for kind, change in changes.items():
             if kind not in ELASTIC:
                 raise ConfigError(f"scale: {kind} cannot be scaled while running; {suggest(kind, list(ELASTIC))}")
+            if kind == "replay" and self._config.objective.advantages == "group":
+                raise ConfigError("scale: a group must come together in one replay shard; scale something else")
             if len(staying[kind]) + change < 1:
                 raise ConfigError(f"scale: {kind}={change:+d} would leave none of {len(staying[kind])}; keep one")
         for kind, change in changes.items():

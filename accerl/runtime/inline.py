@@ -13,6 +13,7 @@ import torch
 
 from accerl.admission import Admission
 from accerl.config import RunConfig
+from accerl.groups import groups_of
 from accerl.inference import LocalClient, PolicyServer
 from accerl.learner import Learner
 from accerl.packing import count, pack
@@ -49,7 +50,7 @@ class InlineRun:
         self.learner = Learner(policy, config.learner, config.objective, reference)
         self.tasks = TaskSampler(config.env.tasks, config.tasks, config.seed)
         self.admission = Admission(config, self.tasks)
-        self.replay = Replay(config.replay, config.seed)
+        self.replay = Replay(config.replay, config.seed, groups_of(config))
         self._server = PolicyServer(copy.deepcopy(policy), config.inference)
         self._decisions_per_update = decisions_per_update or config.learner.batch_decisions
         self._next_update = max(self._decisions_per_update, config.replay.min_decisions)

@@ -17,12 +17,13 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from accerl.config import ConfigError, RunConfig
-from accerl.runtime.actors import InferenceActor, LearnerActor, ReplayActor, RolloutActor, Wiring
+from accerl.runtime.actors import InferenceActor, LearnerActor, RankActor, ReplayActor, RolloutActor, Wiring
 from accerl.runtime.requests_zmq import KeyPair
 
 KINDS: dict[str, Any] = {
     "replay": ReplayActor,
     "learner": LearnerActor,
+    "rank": RankActor,
     "inference": InferenceActor,
     "rollout": RolloutActor,
 }
@@ -119,6 +120,7 @@ def initial_counts(config: RunConfig) -> dict[str, int]:
     return {
         "replay": config.replay.num_shards,
         "learner": 1,
+        "rank": config.learner.num_ranks - 1,
         "inference": config.inference.num_services,
         "rollout": config.rollout.num_workers,
     }
@@ -128,7 +130,7 @@ def resources(config: RunConfig, kind: str) -> dict[str, float]:
     """What Ray keeps for one of the kind."""
     placement = config.placement
     match kind:
-        case "learner":
+        case "learner" | "rank":
             gpus = placement.learner_gpus if config.learner.device.startswith("cuda") else 0.0
         case "inference":
             gpus = placement.inference_gpus if config.inference.device.startswith("cuda") else 0.0

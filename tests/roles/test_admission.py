@@ -258,3 +258,35 @@ def test_numbers_go_on_after_a_resumption():
     assert resumed.start("w") is None
     resumed.begin(2)
     assert resumed.version == 7, "another learner goes on above every version that was used"
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_group_is_of_one_task_and_one_start_with_noise_of_its_own():
+    desk = admission(**{"rollout.group_size": 4})
+    plans = start(desk, 32)
+    for first in range(0, 32, 4):
+        group = plans[first : first + 4]
+        assert len({(plan.task, plan.seed) for plan in group}) == 1
+        assert len({plan.noise for plan in group}) == 4
+    assert len({plan.seed for plan in plans}) == 8
+    assert {plan.task for plan in plans} == {"red", "blue"}
+
+
+def test_without_groups_the_seed_is_that_of_the_noise_too():
+    assert [plan.noise for plan in start(admission(), 3)] == [None] * 3
+
+
+def test_a_round_draws_a_task_for_each_of_its_groups():
+    desk = admission(**{"rollout.group_size": 2, "mode": "barrier"})
+    plans = start(desk, 2)
+    assert plans[0].task == plans[1].task
+
+
+def test_a_group_that_was_cut_off_is_not_gone_on_with():
+    desk = admission(**{"rollout.group_size": 4})
+    start(desk, 6)
+    resumed = admission(**{"rollout.group_size": 4})
+    resumed.load_state_dict(desk.state_dict())
+    assert start(resumed, 1)[0].number == 8

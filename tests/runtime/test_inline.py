@@ -97,6 +97,29 @@ def test_what_the_last_episodes_bring_may_find_the_replay_full():
     assert run.learner.updates == 2
 
 
+@pytest.mark.parametrize("mode", ["async", "sync"])
+def test_groups_are_compared_and_trained_on(mode):
+    """Their advantages add up to nothing within a group, so that the first loss, with ratios of 1, is near 0."""
+    logged: list[dict[str, float]] = []
+    groups = {
+        "mode": mode,
+        "objective.advantages": "group",
+        "rollout.group_size": 4,
+        "objective.group_scale": False,
+        "objective.normalize_advantages": False,
+        "learner.batch_decisions": 64,
+        "replay.min_decisions": 64,
+    }
+    run = inline(groups, on_update=logged.append)
+    run.run()
+    assert run.learner.updates == 4
+    assert abs(logged[0]["policy_loss"]) < 0.2
+    by_start: dict[int, set[str]] = {}
+    for episode in run.episodes:
+        by_start.setdefault(episode.number // 4, set()).add(episode.task)
+    assert all(len(tasks) == 1 for tasks in by_start.values())
+
+
 # --- modes ------------------------------------------------------------------------------------------------------------
 
 ROUNDS = {

@@ -21,6 +21,7 @@ from accerl.prefetch import Prefetcher
 from accerl.protocols import Policy
 from accerl.runtime.actors.role import Role, Wiring
 from accerl.runtime.ports import RaySource, Steering, follow_directory
+from accerl.runtime.ranks import RankedLearner, form_ranks
 from accerl.runtime.weight_channels import make_sender
 from accerl.types import Batch, Trajectory
 from accerl.weights import BackgroundPublisher
@@ -39,11 +40,9 @@ class LearnerActor(Role):
         self._controller = wiring.controller
         self._checkpoints = config.folder / "checkpoints"
         written = checkpoint.list_checkpoints(self._checkpoints)
-        self._policy: Policy = checkpoint.load_policy(written[-1] if written else wiring.start)
-        reference = checkpoint.load_policy(wiring.start) if config.objective.reference_kl else None
-        self._learner = Learner(self._policy, config.learner, config.objective, reference, self.tracer)
-        if written:
-            self._learner.load_state_dict(checkpoint.load_checkpoint(written[-1])[0])
+        self._start = wiring.start
+        self._policy: Policy
+        self._learner: Learner | RankedLearner
         self._trained_decisions = 0
         self._source = RaySource(self._controller, is_bounded=config.max_policy_lag is not None)
         self._wanted = threading.Event()
@@ -69,8 +68,9 @@ class LearnerActor(Role):
 
     def _train(self) -> None:
         config = self._config
+        self._policy, self._learner = self._make_learner()
         steering = Steering(self._controller)
-        self._learner.version = steering.begin(self._learner.version)
+        self._learner.begin(steering.begin(self._learner.version))
         self._source.set_shards(steering.state["shards"])
         self._source.reclaim()
         publisher = BackgroundPublisher(make_sender(config, self._controller), config.weights.trainable_only)
@@ -83,6 +83,18 @@ class LearnerActor(Role):
             prefetcher.close()
             publisher.close()
         self._save()
+
+    def _make_learner(self) -> tuple[Policy, Learner | RankedLearner]:
+        """From the newest checkpoint, if the run has one."""
+        config, found = self._config, self._last_saved
+        if config.learner.zero_stage:
+            return form_ranks(config, self._start, found, self.tracer)
+        policy = checkpoint.load_policy(found or self._start)
+        reference = checkpoint.load_policy(self._start) if config.objective.reference_kl else None
+        learner = Learner(policy, config.learner, config.objective, reference, self.tracer)
+        if found is not None:
+            learner.load_state_dict(checkpoint.load_checkpoint(found)[0])
+        return policy, learner
 
     def _loop(self, steering: Steering, prefetcher: Prefetcher, publisher: BackgroundPublisher) -> None:
         episodes: list[int] = []

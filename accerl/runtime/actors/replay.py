@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from accerl.config import RunConfig
+from accerl.groups import groups_of
 from accerl.replay import Replay
 from accerl.rollout import derive_seed
 from accerl.runtime.actors.role import Role, Wiring
@@ -23,7 +24,7 @@ class ReplayActor(Role):
 
     def __init__(self, config: RunConfig, index: int, wiring: Wiring):
         super().__init__(config, f"replay-{index}")
-        self._replay = Replay(config.replay, derive_seed(config.seed, index, 7))
+        self._replay = Replay(config.replay, derive_seed(config.seed, index, 7), groups_of(config))
         self._changed = asyncio.Condition()
         self._recent: deque[Trajectory] = deque(maxlen=32)
         self._sample = TrajectorySample(config.folder / "trajectories")

@@ -1,0 +1,95 @@
+"""A training process beside the learner's own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from accerl import checkpoint
+from accerl.config import LearnerConfig, ObjectiveConfig, RunConfig
+from accerl.learner import Learner
+from accerl.protocols import Policy
+from accerl.runtime.actors.role import Role, Wiring
+from accerl.types import Batch
+
+Result = TypeVar("Result")
+
+
+class Place(NamedTuple):
+    """Where a rank stands, and what it starts from."""
+
+    rank: int
+    address: str
+    """Of rank 0, which listens at `port`."""
+    port: int
+    checkpoint: Path | None
+    """None: the run's start."""
+
+
+def ranked_learner(config: RunConfig, start: Path, place: Place, tracer: Any) -> tuple[Policy, Learner]:
+    """The learner of one rank. Returns when all ranks have come."""
+    from accerl.zero import ZeroEngine, join_ranks
+
+    section = config.learner
+    join_ranks(place.rank, section.num_ranks, place.address, place.port, section.device, section.rank_timeout_s)
+    policy = checkpoint.load_policy(place.checkpoint or start).to(section.device)
+    reference = checkpoint.load_policy(start) if config.objective.reference_kl else None
+    stage = 1 if section.zero_stage == 1 else 2
+    engine = ZeroEngine(policy, section, stage, section.dtype)
+    learner = Learner(policy, section, config.objective, reference, tracer, engine)
+    if place.checkpoint is not None:
+        learner.load_state_dict(checkpoint.load_checkpoint(place.checkpoint)[0])
+    return policy, learner
+
+
+class RankActor(Role):
+    """Does what the learner's process asks for, one thing after the other, in a thread."""
+
+    learner: Learner
+
+    def __init__(self, config: RunConfig, number: int, wiring: Wiring):
+        super().__init__(config, f"rank-{number}")
+        torch.set_num_threads(config.learner.num_threads)
+        self._config = config
+        self._start = wiring.start
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rank")
+
+    async def run(self, incarnation: int) -> None:
+        """Until the run ends."""
+        await asyncio.Event().wait()
+
+    async def join(self, place: Place) -> None:
+        """Load the policy and take part in the group; once in the life of a process."""
+        if hasattr(self, "learner"):
+            raise RuntimeError("this process has been in a group before; it must be started anew")
+        _, self.learner = await self._call(lambda: ranked_learner(self._config, self._start, place, self.tracer))
+
+    async def has_joined(self) -> bool:
+        return hasattr(self, "learner")
+
+    async def begin(self, version: int) -> None:
+        self.learner.version = version
+
+    async def accumulate(self, batch: Batch, counts: bool) -> None:
+        await self._call(lambda: self.learner.accumulate(batch, counts))
+
+    async def step(self, progress: float) -> dict[str, float]:
+        return await self._call(lambda: self.learner.step(progress))
+
+    async def skip(self) -> None:
+        await self._call(self.learner.skip)
+
+    async def configure(self, learner: LearnerConfig, objective: ObjectiveConfig) -> None:
+        await self._call(lambda: self.learner.configure(learner, objective))
+
+    async def state(self) -> None:
+        """Take part in gathering the optimizer's state."""
+        await self._call(self.learner.state_dict)
+
+    async def _call(self, function: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)

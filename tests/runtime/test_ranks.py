@@ -1,0 +1,42 @@
+"""One learner on several ranks over Ray: it trains, and goes on when one of them dies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from accerl.checkpoint import load_checkpoint, load_policy
+from tests.runtime.test_run import START_WITHIN_S, StartRun, processes_of, wait_for
+
+RANKS = {"learner.num_ranks": 2, "learner.zero_stage": 2, "learner.micro_batch_decisions": 64}
+
+
+def test_two_ranks_train_one_policy(start_run: StartRun, start: Path) -> None:
+    run = start_run({**RANKS, "limits.max_updates": 14})
+    assert run.wait(START_WITHIN_S + 60) == "finished"
+    line = run.metrics()[-1]
+    assert (line["updates"], line["discarded_decisions"]) == (14, 0)
+    assert line["batch_decisions"] >= 256
+    learner, _ = load_checkpoint(run.checkpoints()[-1])
+    assert learner["updates"] == 14
+    moments = [state["exp_avg"] for state in learner["optimizer"]["state"].values()]
+    assert all(moment.abs().sum() > 0 for moment in moments[:3]), "gathered from both ranks"
+    before, after = (load_policy(folder).state_dict() for folder in (start, run.checkpoints()[-1]))
+    assert not torch.equal(before["action_queries"], after["action_queries"])
+
+
+@pytest.mark.parametrize("role", ["RankActor", "LearnerActor"])
+def test_a_killed_rank_is_replaced_and_the_run_goes_on_from_its_checkpoint(start_run: StartRun, role: str) -> None:
+    run = start_run({**RANKS, "learner.checkpoint_every_s": 1, "learner.rank_timeout_s": 20})
+    wait_for(run, lambda status: status.get("updates", 0) >= 3 and bool(run.checkpoints()))
+    victim = next(process for process in processes_of(run) if f"ray::{role}" in " ".join(process.cmdline()))
+    before = run.status()["updates"]
+    victim.kill()
+    wait_for(run, lambda status: bool(run.incidents()))
+    wait_for(run, lambda status: status.get("updates", 0) >= before + 5)
+    run.stop()
+    incidents = run.incidents()
+    assert {incident["action"] for incident in incidents} == {"restarted"}
+    assert "learner-0" in {incident["role"] for incident in incidents}
