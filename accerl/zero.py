@@ -29,14 +29,14 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state of a parameter, beside its `step`."""
 
 
-def join_ranks(rank: int, num_ranks: int, address: str, port: int, device: str, timeout_s: float) -> None:
+def join_ranks(rank: int, num_ranks: int, store: dist.Store, device: str, timeout_s: float) -> None:
     """Make this process one of the ranks: gloo between processors, NCCL between GPUs. Returns when all have come.
 
     Args:
-        address: of rank 0, which listens at `port`.
+        store: where the ranks find each other.
         timeout_s: after which a collective operation that a rank does not take part in is an error.
     """
-    facts = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": num_ranks, "MASTER_ADDR": address, "MASTER_PORT": port}
+    facts = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": num_ranks}
     os.environ.update({name: str(value) for name, value in facts.items()})
     kind = torch.device(device).type
     os.environ.setdefault("DS_ACCELERATOR", kind)
@@ -47,7 +47,8 @@ def join_ranks(rank: int, num_ranks: int, address: str, port: int, device: str, 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled for a minute
     backend = "nccl" if kind == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s)
-    deepspeed.init_distributed(backend, auto_mpi_discovery=False, rank=rank, world_size=num_ranks, timeout=timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=timeout)
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout)
 
 
 class ZeroEngine:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,19 +86,14 @@ def train(
     stage: int, num_ranks: int, options: argparse.Namespace, dtype: str = "float32"
 ) -> tuple[torch.Tensor, float]:
     """The parameters, end to end, and the optimizer's memory, MiB, the most of any rank. Stage 0: the plain learner."""
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
-        arguments = (stage, num_ranks, options, dtype, port, folder)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (stage, num_ranks, options, dtype, folder)
         multiprocessing.start_processes(_rank, arguments, nprocs=num_ranks, start_method="spawn")
         held = [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]
         return torch.load(Path(folder) / "parameters.pt", weights_only=True), max(held)
 
 
-def _rank(
-    rank: int, stage: int, num_ranks: int, options: argparse.Namespace, dtype: Any, port: int, folder: str
-) -> None:
+def _rank(rank: int, stage: int, num_ranks: int, options: argparse.Namespace, dtype: Any, folder: str) -> None:
     torch.set_num_threads(1)
     config = LearnerConfig(
         recompute=options.recompute,
@@ -113,7 +107,8 @@ def _rank(
     if stage:
         from accerl.zero import ZeroEngine, join_ranks
 
-        join_ranks(rank, num_ranks, "127.0.0.1", port, "cpu", timeout_s=120)
+        store = torch.distributed.FileStore(str(Path(folder) / "store"), num_ranks)
+        join_ranks(rank, num_ranks, store, "cpu", timeout_s=120)
         engine = ZeroEngine(policy, config, 1 if stage == 1 else 2, dtype)
     learner = Learner(policy, config, ObjectiveConfig(behaviour_kl=0.1), engine=engine)
     for update in range(options.updates):

@@ -9,13 +9,13 @@ parts that have no effect, because every rank must reduce as many gradients.
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch.distributed as dist
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from accerl.config import LearnerConfig, ObjectiveConfig, RunConfig
@@ -130,10 +130,11 @@ def form_ranks(config: RunConfig, start: Path, found: Path | None, tracer: Trace
     ranks = [ray.get_actor(f"{config.name}/rank-{number}") for number in range(config.learner.num_ranks - 1)]
     for rank in ranks:
         _wait_until_fresh(rank)
-    address, port = meeting_place()
-    places = [Place(number, address, port, found) for number in range(1 + len(ranks))]
+    address = ray.util.get_node_ip_address()
+    store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
+    places = [Place(number, address, store.port, found) for number in range(1 + len(ranks))]
     calls = [rank.join.remote(place) for rank, place in zip(ranks, places[1:], strict=True)]
-    policy, learner = ranked_learner(config, start, places[0], tracer)
+    policy, learner = ranked_learner(config, start, places[0], store, tracer)
     ray.get(calls, timeout=JOIN_WITHIN_S)
     return policy, RankedLearner(learner, ranks, config.learner.rank_timeout_s)
 
@@ -150,10 +151,3 @@ def _wait_until_fresh(rank: Any) -> None:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"a rank did not answer within {JOIN_WITHIN_S:.0f} s") from None
         time.sleep(RETRY_AFTER_S)
-
-
-def meeting_place() -> tuple[str, int]:
-    """Address of this node, and a port that is free on it."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return ray.util.get_node_ip_address(), probe.getsockname()[1]

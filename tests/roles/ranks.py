@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,17 +61,14 @@ def run_ranks(
     num_ranks: int, folder: Path, updates: int, learner: dict[str, Any], objective: dict[str, Any], start: int = 0
 ) -> None:
     """Train from the state in `folder`, if there is one, and leave what came out there."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    arguments = (num_ranks, port, str(folder), updates, learner, objective, start)
+    (folder / "store").unlink(missing_ok=True)
+    arguments = (num_ranks, str(folder), updates, learner, objective, start)
     multiprocessing.start_processes(_rank, arguments, nprocs=num_ranks, start_method="spawn")
 
 
 def _rank(
     rank: int,
     num_ranks: int,
-    port: int,
     folder: str,
     updates: int,
     learner: dict[str, Any],
@@ -89,7 +85,8 @@ def _rank(
     if stage:
         from accerl.zero import ZeroEngine, join_ranks
 
-        join_ranks(rank, num_ranks, "127.0.0.1", port, "cpu", timeout_s=60)
+        store = torch.distributed.FileStore(str(path / "store"), num_ranks)
+        join_ranks(rank, num_ranks, store, "cpu", timeout_s=60)
         engine: Any = ZeroEngine(policy, config, stage, dtype)
     else:
         engine = TorchEngine(policy, config)

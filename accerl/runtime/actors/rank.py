@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.distributed as dist
 
 from accerl import checkpoint
 from accerl.config import LearnerConfig, ObjectiveConfig, RunConfig
@@ -25,18 +26,20 @@ class Place(NamedTuple):
 
     rank: int
     address: str
-    """Of rank 0, which listens at `port`."""
+    """Of rank 0, whose store listens at `port`."""
     port: int
     checkpoint: Path | None
     """None: the run's start."""
 
 
-def ranked_learner(config: RunConfig, start: Path, place: Place, tracer: Any) -> tuple[Policy, Learner]:
-    """The learner of one rank. Returns when all ranks have come."""
+def ranked_learner(
+    config: RunConfig, start: Path, place: Place, store: dist.Store, tracer: Any
+) -> tuple[Policy, Learner]:
+    """The learner of one rank. Returns when all ranks have come to `store`."""
     from accerl.zero import ZeroEngine, join_ranks
 
     section = config.learner
-    join_ranks(place.rank, section.num_ranks, place.address, place.port, section.device, section.rank_timeout_s)
+    join_ranks(place.rank, section.num_ranks, store, section.device, section.rank_timeout_s)
     policy = checkpoint.load_policy(place.checkpoint or start).to(section.device)
     reference = checkpoint.load_policy(start) if config.objective.reference_kl else None
     stage = 1 if section.zero_stage == 1 else 2
@@ -67,7 +70,7 @@ class RankActor(Role):
         """Load the policy and take part in the group; once in the life of a process."""
         if hasattr(self, "learner"):
             raise RuntimeError("this process has been in a group before; it must be started anew")
-        _, self.learner = await self._call(lambda: ranked_learner(self._config, self._start, place, self.tracer))
+        self.learner = await self._call(lambda: self._join(place))
 
     async def has_joined(self) -> bool:
         return hasattr(self, "learner")
@@ -90,6 +93,10 @@ class RankActor(Role):
     async def state(self) -> None:
         """Take part in gathering the optimizer's state."""
         await self._call(self.learner.state_dict)
+
+    def _join(self, place: Place) -> Learner:
+        store = dist.TCPStore(place.address, place.port, is_master=False)
+        return ranked_learner(self._config, self._start, place, store, self.tracer)[1]
 
     async def _call(self, function: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
