@@ -2,16 +2,17 @@
 
     micro-batches of whole segments ─► values ─► GAE ─► normalisation ─► objective ─► gradients ─► … ─► step
 
-Plain torch on one device. Micro-batches are trained on as they come; gradients are sums over decisions, divided by
-their number when the batch is whole, so the result does not depend on how it was split.
+Micro-batches are trained on as they come; gradients are sums over decisions, divided by their number when the batch is
+whole, so the result does not depend on how it was split.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from accerl.protocols import Policy
 from accerl.rl.diagnostics import lag_diagnostics
 from accerl.rl.normalization import Moments, moments, normalize
 from accerl.trace import Tracer
-from accerl.types import Batch, Evaluation, Weights
+from accerl.types import Batch, Evaluation, FreshValues, Weights
 
 
 class Learner:
@@ -61,6 +62,7 @@ class Learner:
         self._proximal: Policy | None = None
         self._renew_proximal()
         self._tracer = tracer or Tracer.off()
+        self._changing = threading.Lock()  # held while the parameters change, or are read by another thread
         self._forget_parts()
 
     def update(self, batch: Batch, progress: float = 0.0) -> dict[str, float]:
@@ -84,14 +86,14 @@ class Learner:
             counts: False runs it without an effect, so that each of several ranks has as many parts.
         """
         waits = self._config.recompute != "fused" or (
-            self._objective.normalize_advantages and self._last_moments is None
+            self._objective.normalization == "global" and self._last_moments is None
         )
         with self._tracer.span("recompute" if waits else "train", size=batch.num_decisions):
             lag = self.version - batch.policy_version
             if counts:
                 self._lags.append(lag)
             if waits:
-                found = self._estimate(batch, *self._recompute(batch))
+                found = self._recompute(batch)
                 self._parts.append(_Waiting(batch, lag, found, counts))
             else:
                 evaluation = self._evaluate(batch)
@@ -99,6 +101,18 @@ class Learner:
                 self._backward(_Waiting(batch, lag, found, counts), evaluation, self._last_moments)
             if counts:
                 self._seen.append(moments(found.advantage))
+
+    def revalued(self, batch: Batch) -> Batch:
+        """The batch with values of the newest weights, where `recompute = "prefetch"` wants no more than them; else as
+        it is. For the thread that makes batches: only the moment in which the parameters change has to wait for it.
+        """
+        if self._config.recompute != "prefetch" or self._objective.advantages == "vtrace":
+            return batch
+        with self._changing, self._tracer.span("recompute", "prefetch", size=batch.num_decisions), torch.no_grad():
+            value = self.policy.value(batch.observations).float()
+        bootstrap = torch.zeros(len(batch.lengths))
+        bootstrap[~batch.terminal] = value[batch.num_decisions :].cpu()
+        return replace(batch, values=FreshValues(value[: batch.num_decisions], bootstrap))
 
     def step(self, progress: float = 0.0, before_step: Callable[[], None] | None = None) -> dict[str, float]:
         """One optimizer step on everything accumulated; returns what to log.
@@ -171,7 +185,8 @@ class Learner:
             self._backward(part, self._evaluate(part.batch), statistics)
         rates = self._learning_rates(progress)
         facts = StepFacts(int(statistics.count), rates, self._config.max_grad_norm)
-        policy_norm, value_norm = self._engine.step(facts, before_step)
+        with self._changing:
+            policy_norm, value_norm = self._engine.step(facts, before_step)
         lag = torch.cat(self._lags) if self._lags else torch.zeros(0)
         metrics = merged(self._metrics) | lag_diagnostics(lag)
         self._last_moments = statistics
@@ -201,8 +216,10 @@ class Learner:
     def _backward(self, waiting: _Waiting, evaluation: Evaluation, statistics: Moments | None) -> None:
         """Add the part's gradients: sums over its decisions, the mean over the tokens of each."""
         batch, advantage = waiting.batch, waiting.estimate.advantage
-        if self._objective.normalize_advantages:
-            advantage = normalize(advantage, statistics=statistics)
+        if self._objective.normalization != "off":
+            advantage = normalize(
+                advantage, statistics=statistics if self._objective.normalization == "global" else None
+            )
         part = Part(
             batch=batch,
             evaluation=evaluation,
@@ -235,15 +252,17 @@ class Learner:
     def _evaluate(self, batch: Batch) -> Evaluation:
         return self.policy.evaluate(batch.observations[: batch.num_decisions], batch.blob)
 
-    def _recompute(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Values for the advantages, and log-probs where these want them."""
+    def _recompute(self, batch: Batch) -> Estimate:
+        """From values, and log-probs where the advantages want them, of a pass before the one that trains."""
+        if batch.values is not None:
+            return estimate(batch, batch.values.decision, batch.values.bootstrap, None, self._objective)
         rows = batch.observations[: batch.num_decisions]
         stored = batch.behaviour_value.to(self._config.device) if self._config.recompute == "off" else None
         with torch.no_grad():
             if self._objective.advantages == "vtrace":
                 evaluation = self.policy.evaluate(rows, batch.blob)
-                return evaluation.value if stored is None else stored, evaluation.log_prob
-            return self.policy.value(rows) if stored is None else stored, None
+                return self._estimate(batch, evaluation.value if stored is None else stored, evaluation.log_prob)
+            return self._estimate(batch, self.policy.value(rows) if stored is None else stored, None)
 
     def _estimate(self, batch: Batch, value: Tensor, log_prob: Tensor | None) -> Estimate:
         """With the newest critic beyond the last decision of a segment, whose value nobody stored."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from accerl.rl.tokens import executed_mask
-from accerl.types import Batch, ObservationBatch, Trajectory
+from accerl.types import Batch, FreshValues, ObservationBatch, Trajectory
 
 
 def pack(trajectories: Sequence[Trajectory], chunk_length: int, time_limit_bootstraps: bool = True) -> Batch:
@@ -93,6 +93,9 @@ def _segments(batch: Batch, first: int, end: int) -> Batch:
         terminal=batch.terminal[first:end],
         chunk_length=batch.chunk_length,
         group_advantage=None if batch.group_advantage is None else batch.group_advantage[rows],
+        values=None
+        if batch.values is None
+        else FreshValues(batch.values.decision[rows], batch.values.bootstrap[first:end]),
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int32, Int64, UInt8
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -205,6 +205,14 @@ class Evaluation(NamedTuple):
     value: Float32[Tensor, " batch"]
 
 
+class FreshValues(NamedTuple):
+    """Of the newest critic."""
+
+    decision: Float[Tensor, " decision"]
+    bootstrap: Float[Tensor, " segment"]
+    """Of the observation after each segment, 0 where that is terminal; on the CPU."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """prefetch -> learner: segments packed end to end, ragged, no padding.
@@ -227,6 +235,8 @@ class Batch:
     """Actions in a decision."""
     group_advantage: Float32[Tensor, " decision"] | None = None
     """Of the decision's episode against its group; None: the critic's are used."""
+    values: FreshValues | None = None
+    """Recomputed when the batch was made; None: the learner does that."""
 
     @property
     def num_decisions(self) -> int:

@@ -104,8 +104,9 @@ class ObjectiveConfig(Section):
     time_limit: Literal["bootstrap", "failure"] = "bootstrap"
     """An episode cut by `env.max_decisions`: its value goes on (the paper), or ends there like a failure, for which the
     critic must know the time, as the value head does."""
-    normalize_advantages: bool = True
-    """Global advantage normalisation (eq. 5-7)."""
+    normalization: Literal["global", "local", "off"] = "global"
+    """Of advantages: over the global batch (eq. 5-7), or each micro-batch by its own statistics, as without ranks that
+    talk to each other."""
     negative_scale: Fraction = 1.0
     """Multiplies negative normalised advantages; 1 is the paper."""
     behaviour_kl: Annotated[float, Field(ge=0)] = 0.0
@@ -157,7 +158,8 @@ class LearnerConfig(Section):
     max_grad_norm: PositiveFloat = 1.0
     """Gradient norm above which the gradient is scaled down."""
     recompute: Literal["prefetch", "fused", "off"] = "fused"
-    """Values for the advantages: a pass of their own, from the training forward itself, or those of the rollout."""
+    """Values for the advantages: a pass of their own, in the background, with the newest weights; from the training
+    forward itself, with statistics of the update before; or those of the rollout."""
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay an update of the averaged weights that are evaluated and kept as `policy`; 0: the newest weights."""
     publish_every: Positive = 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import torch
@@ -33,6 +34,7 @@ class InlineRun:
 
     Args:
         decisions_per_update: decisions collected between two updates; `learner.batch_decisions` uses each once.
+        lag: versions that the policy that acts stays behind, for studies of staleness.
         on_update: called with the metrics of each update.
     """
 
@@ -42,6 +44,7 @@ class InlineRun:
         policy: Policy,
         make_env: Callable[[], Env],
         decisions_per_update: int | None = None,
+        lag: int = 0,
         on_update: Callable[[dict[str, float]], None] | None = None,
     ):
         self.config = config
@@ -52,6 +55,7 @@ class InlineRun:
         self.admission = Admission(config, self.tasks)
         self.replay = Replay(config.replay, config.seed, groups_of(config))
         self._server = PolicyServer(copy.deepcopy(policy), config.inference)
+        self._published = deque([self.learner.weights()], maxlen=1 + lag)
         self._decisions_per_update = decisions_per_update or config.learner.batch_decisions
         self._next_update = max(self._decisions_per_update, config.replay.min_decisions)
         self._on_update = on_update
@@ -139,7 +143,8 @@ class InlineRun:
         metrics = self.learner.update(pack(trajectories, self.config.env.chunk_length, bootstraps), self.progress)
         self.replay.confirm(self.learner.version)
         if self.learner.version % self.config.learner.publish_every == 0:
-            self._server.load(self.learner.weights())
+            self._published.append(self.learner.weights())
+            self._server.load(self._published[0])
         self.admission.serve("inline", self._server.version)
         self.admission.train(self.learner.version, [each.episode for each in trajectories if each.ended])
         if self._on_update is not None:

@@ -67,6 +67,10 @@ class RankedLearner:
         self._learner.version = version
         self._everywhere("begin", version)
 
+    def revalued(self, batch: Batch) -> Batch:
+        """The batch as it is: each rank recomputes the values of its own parts."""
+        return batch
+
     def accumulate(self, batch: Batch) -> None:
         """As `Learner.accumulate`; the ranks start when there is a part for each."""
         self._has_parts = True

@@ -24,9 +24,9 @@ def options(line: str) -> TrainOptions:
         ("--limits.max-updates 50", "limits", "max_updates", 50),
         ("--limits.max-updates none", "limits", "max_updates", None),
         ("--objective.sigma inf", "objective", "sigma", float("inf")),
-        ("--objective.normalize-advantages false", "objective", "normalize_advantages", False),
-        ("--no-objective.normalize-advantages", "objective", "normalize_advantages", False),
-        ("--objective.normalize-advantages --seed 1", "objective", "normalize_advantages", True),
+        ("--objective.group-scale false", "objective", "group_scale", False),
+        ("--no-objective.group-scale", "objective", "group_scale", False),
+        ("--objective.leave-one-out --seed 1", "objective", "leave_one_out", True),
         ("--policy.checkpoint a-b_c/d", "policy", "checkpoint", Path("a-b_c/d")),
     ],
 )

@@ -55,7 +55,7 @@ LEARNER: dict[str, Any] = {
     "value_lr": 1e-12,
     "max_grad_norm": 1e9,
 }
-OBJECTIVE: dict[str, Any] = {"normalize_advantages": False, "sigma": math.inf, "discount": 0.5, "trace": 1.0}
+OBJECTIVE: dict[str, Any] = {"normalization": "off", "sigma": math.inf, "discount": 0.5, "trace": 1.0}
 
 
 def learner_of(policy: Any, learner: dict[str, Any] | None = None, objective: dict[str, Any] | None = None, **k: Any):
@@ -281,18 +281,68 @@ def test_advantages_are_normalised_over_the_whole_batch(micro_batch_decisions):
     learner = learner_of(
         ThreeNumbers(),
         {"recompute": "prefetch", "micro_batch_decisions": micro_batch_decisions},
-        {"normalize_advantages": True, "negative_scale": 0.0},
+        {"normalization": "global", "negative_scale": 0.0},
     )
     # of 0, 0, 0, 4: mean 1, deviation sqrt(3); what is left of the positive part is sqrt(3) / 4
     assert learner.update(batch_of(0, 0, 0, 4))["policy_loss"] == pytest.approx(-math.sqrt(3) / 4)
 
 
 def test_fused_statistics_lag_by_one_update():
-    learner = learner_of(ThreeNumbers(), {"recompute": "fused"}, {"normalize_advantages": True})
+    learner = learner_of(ThreeNumbers(), {"recompute": "fused"}, {"normalization": "global"})
     first, second, third = (learner.update(batch_of(*rewards)) for rewards in ([0, 2], [1, 3], [5, 5]))
     assert first["policy_loss"] == pytest.approx(0.0, abs=1e-6), "there is nothing to lag behind yet"
     assert second["policy_loss"] == pytest.approx(-1.0), "mean 1, deviation 1 of the batch before"
     assert third["policy_loss"] == pytest.approx(-3.0), "mean 2, deviation 1 of the batch before"
+
+
+def test_each_part_is_normalised_by_its_own_statistics():
+    parts = {"micro_batch_decisions": 2, "recompute": "fused"}
+    learner = learner_of(ThreeNumbers(), parts, {"normalization": "local", "negative_scale": 0.0})
+    # 0, 2 and 0, 6 become -1, 1 each; what is left of the positive part is 1 / 2
+    assert learner.update(batch_of(0, 2, 0, 6))["policy_loss"] == pytest.approx(-1 / 2)
+
+
+# --- values recomputed in the background ------------------------------------------------------------------------------
+
+
+def test_values_recomputed_in_advance_are_those_that_the_learner_would_compute():
+    batch = pack(PARTS, chunk_length=2)
+    learner = learner_of(tiny_policy(), {"recompute": "prefetch"})
+    beforehand = learner.revalued(batch)
+    assert batch.values is None
+    assert beforehand.values is not None
+    assert (beforehand.values.bootstrap != 0).tolist() == (~batch.terminal).tolist()
+    expected = learner_of(tiny_policy(), {"recompute": "prefetch"})
+    assert expected.update(batch) == pytest.approx(learner.update(beforehand))
+    found = learner.weights().tensors
+    for name, tensor in expected.weights().tensors.items():
+        torch.testing.assert_close(found[name], tensor)
+
+
+def test_values_recomputed_in_advance_are_of_the_weights_of_that_moment():
+    learner = learner_of(ThreeNumbers(), {"recompute": "prefetch", "value_lr": 0.1})
+    before = learner.revalued(batch_of(1, 0))
+    learner.update(batch_of(1, 0))
+    after = learner.revalued(batch_of(1, 0))
+    assert before.values is not None
+    assert after.values is not None
+    assert not torch.equal(before.values.decision, after.values.decision)
+
+
+@pytest.mark.parametrize("recompute", ["fused", "off"])
+def test_nothing_is_recomputed_in_advance_where_it_is_not_wanted(recompute):
+    batch = batch_of(1, 0)
+    assert learner_of(ThreeNumbers(), {"recompute": recompute}).revalued(batch) is batch
+
+
+def test_a_split_batch_keeps_its_recomputed_values():
+    learner = learner_of(tiny_policy(), {"recompute": "prefetch"})
+    batch = learner.revalued(pack(PARTS, chunk_length=2))
+    parts = list(split(batch, 4))
+    assert batch.values is not None
+    for index, name in enumerate(("decision", "bootstrap")):
+        whole = torch.cat([part.values[index] for part in parts if part.values is not None])
+        assert torch.equal(whole, batch.values[index]), name
 
 
 # --- the size of the micro-batches ------------------------------------------------------------------------------------
@@ -332,7 +382,7 @@ def test_each_part_of_a_split_batch_is_what_packing_its_segments_gives(size):
 @pytest.mark.parametrize("size", [1, 4, 5])
 @pytest.mark.parametrize("kind", ["gipo", "ppo", "decoupled_ppo", "sapo", "mis"])
 def test_the_gradient_does_not_depend_on_how_a_batch_is_split(size, kind):
-    objective = {"kind": kind, "normalize_advantages": True, "entropy_coefficient": 0.1, "behaviour_kl": 0.1}
+    objective = {"kind": kind, "normalization": "global", "entropy_coefficient": 0.1, "behaviour_kl": 0.1}
     found = []
     for micro_batch_decisions in (size, 100):
         learner = learner_of(
@@ -428,7 +478,7 @@ def test_published_weights_are_a_copy_that_fits_the_policy():
 @pytest.mark.parametrize("recompute", ["fused", "prefetch", "off"])
 def test_a_restored_learner_makes_the_same_next_update_bit_for_bit(recompute):
     settings = {"recompute": recompute, "policy_lr": 1e-3, "value_lr": 1e-3, "value_warmup_updates": 1}
-    objective = {"normalize_advantages": True}
+    objective = {"normalization": "global"}
     learner = learner_of(tiny_policy(), settings, objective)
     for progress in (0.0, 0.1, 0.2):
         learner.update(pack(PARTS, chunk_length=2), progress)

@@ -57,6 +57,16 @@ def test_the_same_seed_gives_the_same_run_bit_for_bit(recompute):
     assert not all(torch.equal(parameters[name], start[name]) for name in parameters)
 
 
+def test_the_policy_that_acts_stays_as_many_versions_behind_as_is_wanted():
+    lags: list[float] = []
+    for lag in (0, 2):
+        updates: list[dict[str, float]] = []
+        run = inline({"replay.max_reuse": 1, "limits.max_updates": 6}, lag=lag, on_update=updates.append)
+        run.run()
+        lags.append(updates[-1]["policy_lag_mean"])
+    assert lags[1] == pytest.approx(lags[0] + 2, abs=0.5)
+
+
 def test_another_seed_gives_another_run():
     first, second = inline({"seed": 3}), inline({"seed": 4})
     for run in (first, second):
@@ -106,7 +116,7 @@ def test_groups_are_compared_and_trained_on(mode):
         "objective.advantages": "group",
         "rollout.group_size": 4,
         "objective.group_scale": False,
-        "objective.normalize_advantages": False,
+        "objective.normalization": "off",
         "learner.batch_decisions": 64,
         "replay.min_decisions": 64,
     }

@@ -142,7 +142,7 @@ class LearnerActor(Role):
 
     def _pack(self, trajectories: Sequence[Trajectory]) -> Batch:
         bootstraps = self._config.objective.time_limit == "bootstrap"
-        return pack(trajectories, self._config.env.chunk_length, bootstraps)
+        return self._learner.revalued(pack(trajectories, self._config.env.chunk_length, bootstraps))
 
     def _turn(self, knobs: Mapping[str, Mapping[str, Any]]) -> None:
         """Change the objective's and the learner's settings while training."""
