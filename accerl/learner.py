@@ -13,7 +13,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -52,6 +52,8 @@ class Learner:
         engine: Engine | None = None,
     ):
         self.policy = policy.to(learner.device).train()
+        if learner.gradient_checkpointing:
+            cast(Any, policy).gradient_checkpointing_enable()
         self._reference = None if reference is None else reference.to(learner.device).train(False)
         self.version = 0
         self.updates = 0

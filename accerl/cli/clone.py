@@ -74,7 +74,8 @@ def starting_policy(config: PolicyConfig, env: EnvConfig, demonstrations: Sequen
     """
     from accerl.checkpoint import load_policy
     from accerl.envs import read_spec
-    from accerl.policies.tiny_vla import TinyVLA, TinyVLAConfig
+    from accerl.policies import new_policy
+    from accerl.policies.lora import adapted
     from accerl.statistics import summarize
 
     spec = read_spec(env)
@@ -82,16 +83,11 @@ def starting_policy(config: PolicyConfig, env: EnvConfig, demonstrations: Sequen
         if config.checkpoint is not None:
             policy = load_policy(config.checkpoint)
             policy.check_env(spec)
-            return policy
+            return adapted(policy, config)
         proprio = summarize(np.concatenate([demonstration.proprio for demonstration in demonstrations]))
-        fitted = TinyVLAConfig.for_env(
-            spec,
-            [demonstration.instruction for demonstration in demonstrations],
-            value_probability=env.reward == "success",
-            proprio_bounds=tuple(zip(proprio["q01"], proprio["q99"], strict=True)),
-            **config.model_dump(include={"width", "num_layers", "num_heads"}),
-        )
-        return TinyVLA(fitted)
+        bounds = zip(proprio["q01"], proprio["q99"], strict=True)
+        instructions = [demonstration.instruction for demonstration in demonstrations]
+        return adapted(new_policy(config, spec, instructions, env.reward == "success", bounds), config)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

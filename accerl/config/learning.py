@@ -23,6 +23,12 @@ class PolicyConfig(Section):
     """Transformer blocks."""
     num_heads: Positive = 4
     """Attention heads; must divide `width`."""
+    lora_rank: NonNegative = 0
+    """Train additions of this rank to the linear layers, and the value head, instead of all weights (LoRA); 0: all."""
+    lora_alpha: Positive = 16
+    """The additions are scaled by lora_alpha / lora_rank."""
+    lora_layers: tuple[str, ...] = ()
+    """Endings of the names of the layers that get one; none: every linear layer but the value head's."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -174,6 +180,9 @@ class LearnerConfig(Section):
     """Training processes, over which each global batch is spread; more than 1 with `zero_stage`."""
     zero_stage: Literal[0, 1, 2] = 0
     """DeepSpeed's ZeRO: 1 spreads the optimizer's states over the ranks, 2 the gradients too; 0: plain torch."""
+    gradient_checkpointing: bool = False
+    """Keep only what stands between the policy's blocks for the backward pass, and compute the rest again: less memory
+    for a forward more."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and gradients; with `bfloat16`, which wants `zero_stage`, the optimizer keeps a float32 copy."""
     rank_timeout_s: PositiveFloat = 120.0

@@ -18,11 +18,18 @@ from accerl.types import EnvSpec
 KINDS = ("tiny_vla",)
 
 
-def new_policy(config: PolicyConfig, spec: EnvSpec, instructions: Iterable[str], value_probability: bool) -> Policy:
+def new_policy(
+    config: PolicyConfig,
+    spec: EnvSpec,
+    instructions: Iterable[str],
+    value_probability: bool,
+    proprio_bounds: Iterable[tuple[float, float]] | None = None,
+) -> Policy:
     """An untrained policy of `config.kind` for such an environment; random weights.
 
     Args:
         value_probability: its values are probabilities, as `objective.value_loss = "bce"` needs.
+        proprio_bounds: low and high of each dimension of proprioception in demonstrations, which TinyVLA scales by.
 
     Raises:
         ConfigError: an unknown kind.
@@ -39,6 +46,7 @@ def new_policy(config: PolicyConfig, spec: EnvSpec, instructions: Iterable[str],
             num_layers=config.num_layers,
             num_heads=config.num_heads,
             value_probability=value_probability,
+            proprio_bounds=None if proprio_bounds is None else tuple(proprio_bounds),
         )
     )
 
@@ -52,6 +60,10 @@ def build_policy(description: Mapping[str, Any]) -> Policy:
     from accerl.policies.tiny_vla import TinyVLA, TinyVLAConfig
 
     fields = {key: value for key, value in description.items() if key != "format"}
+    if (additions := fields.pop("lora", None)) is not None:
+        from accerl.policies.lora import LowRankPolicy
+
+        return LowRankPolicy(build_policy(fields), **additions)
     kind = str(fields.pop("kind", None))
     if kind != "tiny_vla":
         return find_class(kind)(**fields)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from accerl.policies.action_tokens import soft_labels, to_actions, to_tokens
 from accerl.policies.value_head import ValueHead
@@ -85,6 +86,7 @@ class TinyVLA(nn.Module):
         if config.proprio_bounds is not None and len(config.proprio_bounds) != config.proprio_dim:
             raise ValueError(f"proprio_bounds: {len(config.proprio_bounds)} for a proprio_dim of {config.proprio_dim}")
         self.config = config
+        self._recomputes = False
         width = config.width
         self.num_tokens = config.chunk_length * config.action_dim
         num_patches = config.num_cameras * (config.image_size // PATCH) ** 2
@@ -165,6 +167,10 @@ class TinyVLA(nn.Module):
     def value_parameters(self) -> Iterator[nn.Parameter]:
         return self.value_head.parameters()
 
+    def gradient_checkpointing_enable(self) -> None:
+        """The blocks run a second time in the backward pass, which keeps only their inputs until then."""
+        self._recomputes = True
+
     def config_dict(self) -> dict[str, Any]:
         return {"kind": "tiny_vla", **self.config.model_dump(mode="json")}
 
@@ -194,8 +200,13 @@ class TinyVLA(nn.Module):
         visible[:, first_word : first_word + word_ids.shape[1]] = word_ids != PADDING
         *early, last = self.blocks
         for block in early:
-            tokens = block(tokens, visible, tokens.shape[1])
-        return self.norm(last(tokens, visible, self.num_tokens))
+            tokens = self._run(block, tokens, visible, tokens.shape[1])
+        return self.norm(self._run(last, tokens, visible, self.num_tokens))
+
+    def _run(self, block: nn.Module, *arguments: Any) -> Tensor:
+        if self._recomputes and torch.is_grad_enabled():
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)
 
     def _scaled(self, proprio: Tensor) -> Tensor:
         return ((proprio - self.proprio_centre) / self.proprio_reach).to(self.patch_position.dtype)

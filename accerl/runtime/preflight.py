@@ -39,6 +39,7 @@ def start_policy(config: RunConfig) -> Policy:
 
     from accerl.checkpoint import load_policy
     from accerl.policies import new_policy
+    from accerl.policies.lora import adapted
 
     new = config.policy.checkpoint is None
     spec, instructions = describe_env(config, config.env.tasks if new else config.env.tasks[:1])
@@ -51,7 +52,11 @@ def start_policy(config: RunConfig) -> Policy:
         policy.check_env(spec)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return policy
+    if config.learner.gradient_checkpointing and not hasattr(policy, "gradient_checkpointing_enable"):
+        raise ConfigError(
+            f"learner.gradient_checkpointing: {config.policy.kind} has no gradient_checkpointing_enable(); leave it out"
+        )
+    return adapted(policy, config.policy)
 
 
 def describe_env(config: RunConfig, tasks: Sequence[str]) -> tuple[EnvSpec, list[str]]:

@@ -40,3 +40,19 @@ def test_a_killed_rank_is_replaced_and_the_run_goes_on_from_its_checkpoint(start
     incidents = run.incidents()
     assert {incident["action"] for incident in incidents} == {"restarted"}
     assert "learner-0" in {incident["role"] for incident in incidents}
+
+
+def test_low_rank_additions_train_on_ranks_and_only_they_are_sent(start_run: StartRun, start: Path) -> None:
+    additions = {"policy.lora_rank": 2, "weights.trainable_only": True, "learner.gradient_checkpointing": True}
+    run = start_run({**RANKS, **additions, "limits.max_updates": 14})
+    assert run.wait(START_WITHIN_S + 60) == "finished"
+    assert run.metrics()[-1]["discarded_decisions"] == 0
+    before = {f"base.{name}": tensor for name, tensor in load_policy(start).state_dict().items()}
+    after = load_policy(run.checkpoints()[-1]).state_dict()
+    own = {name.replace(".base_layer", ""): tensor for name, tensor in after.items() if "lora_" not in name}
+    assert own.keys() == before.keys()
+    changed = {name for name, tensor in own.items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert all(name.startswith("base.value_head.") for name in changed)
+    assert any(tensor.abs().sum() > 0 for name, tensor in after.items() if "lora_B" in name)
+    assert run.metrics()[-1]["run_policy_lag_max"] < 14, "inference did not get what was trained"
