@@ -123,6 +123,8 @@ def picture(
     if status.get("decisions") is not None:
         table.add_row("speed", throughput(status))
         table.add_row("lag", lag(status))
+        if (update := newest_update(history)) is not None:
+            table.add_row("learning", learning(update))
         table.add_row("queue", queue(status))
         table.add_row("busy", busy(status))
     for incident in incidents[-3:]:
@@ -187,6 +189,22 @@ def lag(status: Mapping[str, Any]) -> str:
     return (
         f"{number(status.get('policy_lag_mean'), 1)} versions, at most {number(status.get('policy_lag_max'))}; "
         f"{number(status.get('discarded_decisions'))} decisions discarded"
+    )
+
+
+def newest_update(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The last line of metrics in which the learner has trained."""
+    return next((line for line in reversed(history) if "effective_sample_size" in line), None)
+
+
+def learning(update: Mapping[str, Any]) -> str:
+    """The diagnostics of an objective: how far the data are from the policy, and how much of them counts."""
+    return (
+        f"|log ratio| p95 {number(update['abs_log_ratio_p95'], 3)}, KL {number(update['behaviour_kl'], 4)}, "
+        f"effective sample {percent(update['effective_sample_size'])}, without gradient "
+        f"{percent(update['dead_fraction'])}\n"
+        f"entropy {number(update['entropy'], 2)}, explained variance {number(update['explained_variance'], 2)}, "
+        f"gradient norm {number(update['grad_norm'], 2)}"
     )
 
 

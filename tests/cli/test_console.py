@@ -37,6 +37,21 @@ def test_the_picture_shows_success_tasks_speed_lag_queue_busy_shares_and_inciden
         assert part in shown
 
 
+def test_the_picture_keeps_the_diagnostics_of_the_last_update():
+    found = {
+        **{"abs_log_ratio_p95": 0.1234, "behaviour_kl": 0.0061, "effective_sample_size": 0.97, "dead_fraction": 0.02},
+        **{"entropy": 3.58, "explained_variance": 0.63, "grad_norm": 0.21},
+    }
+    history = [metrics_line(0), {**metrics_line(1), **found}, metrics_line(2)]
+    status = {**history[-1], "state": "running", "reason": ""}
+    shown = text_of(console.picture(Path("runs/a"), LimitsConfig(), status, history, []))
+    for part in (
+        "|log ratio| p95 0.123, KL 0.0061, effective sample 97%, without gradient 2%",
+        "entropy 3.58, explained variance 0.63, gradient norm 0.21",
+    ):
+        assert part in shown
+
+
 @pytest.mark.parametrize("status", [{"state": "starting", "reason": ""}, {"state": "dead", "reason": "gone"}])
 def test_a_run_without_numbers_yet_is_shown_all_the_same(status):
     shown = text_of(console.picture(Path("runs/a"), LimitsConfig(), status, [], []))
