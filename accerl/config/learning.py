@@ -23,6 +23,9 @@ class PolicyConfig(Section):
     """Transformer blocks."""
     num_heads: Positive = 4
     """Attention heads; must divide `width`."""
+    num_basis: Annotated[int, Field(ge=2, le=256)] = 16
+    """Smooth functions that TinyVLA's distribution over the 256 bins of an action is made of; more: it can be narrower,
+    which precise tasks want, and neighbouring bins know less of each other."""
     lora_rank: NonNegative = 0
     """Train additions of this rank to the linear layers, and the value head, instead of all weights (LoRA); 0: all."""
     lora_alpha: Positive = 16

@@ -16,6 +16,8 @@ from accerl.protocols import Policy
 from accerl.types import EnvSpec
 
 KINDS = ("tiny_vla",)
+LABEL_WIDTH = 96.0
+"""Of TinyVLA's imitation targets, bins, times the number of its basis functions: less than these can follow."""
 
 
 def new_policy(
@@ -45,6 +47,8 @@ def new_policy(
             width=config.width,
             num_layers=config.num_layers,
             num_heads=config.num_heads,
+            num_basis=config.num_basis,
+            label_width=LABEL_WIDTH / config.num_basis,
             value_probability=value_probability,
             proprio_bounds=None if proprio_bounds is None else tuple(proprio_bounds),
         )
