@@ -62,7 +62,7 @@ def clone(
     dataset = ChunkDataset(demonstrations, chunk_length)
     generator = torch.Generator().manual_seed(config.seed)
     parameters = list(policy.policy_parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     num_steps = max(config.updates, 11)  # at ten, OneCycleLR divides by the zero steps of its rise
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=num_steps, pct_start=0.1)
     policy.train()
