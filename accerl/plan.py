@@ -22,10 +22,10 @@ GIB = 2**30
 STEP_MS, PICTURE_MS = 12.0, 60.0
 """Of a core, for a step of LIBERO and for a camera's picture drawn without a GPU: `benchmarks/libero_step.py`."""
 
-TRAINED_BYTES = 16
-"""A trained parameter: weight, gradient and AdamW's two moments in float32, or in bfloat16 with a float32 copy."""
-FORWARDS = 3
-"""That a decision costs in training: forward, and backward of twice as much."""
+WEIGHT_BYTES = {"float32": 4, "bfloat16": 2}
+"""Of a parameter where it trains, and of its gradient."""
+OPTIMIZER_BYTES = {"float32": 8, "bfloat16": 12}
+"""Of AdamW's two moments, and of the float32 copy that goes with bfloat16."""
 
 SETTINGS = {
     "learner": "learner.micro_batch_decisions, or take a smaller policy",
@@ -92,16 +92,11 @@ def make_plan(config: RunConfig, costs: Costs, machine: Machine) -> Plan:
 
 
 def _loads(config: RunConfig, costs: Costs) -> list[Load]:
-    learner_place, *service_places = _places(config)
+    num_ranks = config.learner.num_ranks
+    all_places = _places(config)
+    loads = [_rank(config, costs, number, place) for number, place in enumerate(all_places[:num_ranks])]
     weights = costs.parameters * costs.weight_bytes
-    copies = (config.learner.average_decay > 0) + (config.objective.reference_kl > 0)
-    micro_batch = min(config.learner.micro_batch_decisions, config.learner.batch_decisions)
-    learner = costs.parameters * TRAINED_BYTES + copies * weights + micro_batch * costs.activation_bytes
-    parts = f"{quantity(costs.parameters)} parameters x {TRAINED_BYTES} bytes"
-    parts += f" + {copies} copies" if copies else ""
-    parts += f" + {micro_batch} decisions x {_size(costs.activation_bytes)}"
-    loads = [Load("learner", learner_place, learner / GIB, parts)]
-    for number, place in enumerate(service_places):
+    for number, place in enumerate(all_places[num_ranks:]):
         loads.append(Load(f"inference-{number}", place, 2 * weights / GIB, "weights, and the next version of them"))
     capacity = config.replay.capacity_decisions
     loads.append(
@@ -115,6 +110,26 @@ def _loads(config: RunConfig, costs: Costs) -> list[Load]:
     return [*loads, *_simulation(config)]
 
 
+def _rank(config: RunConfig, costs: Costs, number: int, place: str) -> Load:
+    """One rank of the learner: all weights, and its part of what ZeRO spreads out."""
+    learner = config.learner
+    size, ranks = WEIGHT_BYTES[learner.dtype], learner.num_ranks
+    gradients = size / (ranks if learner.zero_stage == 2 else 1)
+    optimizer = OPTIMIZER_BYTES[learner.dtype] / ranks
+    copies = (learner.average_decay > 0) + (config.objective.reference_kl > 0)
+    micro_batch = min(learner.micro_batch_decisions, learner.batch_decisions)
+    total = costs.parameters * size + costs.trained * (gradients + optimizer) + micro_batch * costs.activation_bytes
+    total += copies * costs.parameters * costs.weight_bytes
+    if costs.trained == costs.parameters:
+        parts = f"{quantity(costs.parameters)} parameters x {size + gradients + optimizer:.3g} bytes"
+    else:
+        parts = f"{quantity(costs.parameters)} parameters x {size} bytes"
+        parts += f" + {quantity(costs.trained)} that train x {gradients + optimizer:.3g}"
+    parts += f" + {copies} copies" if copies else ""
+    parts += f" + {micro_batch} decisions x {_size(costs.activation_bytes)}"
+    return Load(f"rank-{number - 1}" if number else "learner", place, total / GIB, parts)
+
+
 def _simulation(config: RunConfig) -> list[Load]:
     if config.env.suite not in LIBERO:
         return []
@@ -125,11 +140,12 @@ def _simulation(config: RunConfig) -> list[Load]:
 
 
 def _places(config: RunConfig) -> list[str]:
-    """Of the learner, then of each service; the shares of a GPU decide how many stand on one."""
+    """Of each rank of the learner, then of each service; the shares of a GPU decide how many services stand on one."""
     shared, service = shared_gpus(config), resources(config, "inference")["num_gpus"]
     learner = resources(config, "learner")["num_gpus"]
-    places = ["GPU 0" if learner else "host"]
-    next_gpu, room = math.ceil(learner), 0.0
+    whole, ranks = math.ceil(learner), config.learner.num_ranks
+    places = [f"GPU {number * whole}" if learner else "host" for number in range(ranks)]
+    next_gpu, room = ranks * whole, 0.0
     for number in range(config.inference.num_services):
         if not service:
             places.append("host")
@@ -156,14 +172,23 @@ def _largest_micro_batch(config: RunConfig, costs: Costs, loads: Sequence[Load],
 def _ceilings(config: RunConfig, costs: Costs, machine: Machine) -> dict[str, float | None]:
     """Collected decisions a second; the learner trains on each `replay.max_reuse` times."""
     flop_per_s = machine.gpu_tflops * 1e12 * machine.efficiency
-    passes = FORWARDS + (config.learner.recompute == "prefetch")
-    learner = flop_per_s / (costs.flop * passes * config.replay.max_reuse)
+    section = config.learner
+    learner = section.num_ranks * flop_per_s / (costs.flop * _passes(config, costs) * config.replay.max_reuse)
     inference = config.inference.num_services * min(1.0, config.placement.inference_gpus) * flop_per_s / costs.flop
     return {
         "simulation": _simulated(config, machine),
         "inference": inference if config.inference.device.startswith("cuda") else None,
         "learner": learner if config.learner.device.startswith("cuda") else None,
     }
+
+
+def _passes(config: RunConfig, costs: Costs) -> int:
+    """Forwards that a decision costs in training: its own, the backward to activations and to the weights that train,
+    and those that are made to recompute something.
+    """
+    learner = config.learner
+    backward = 2 if costs.trained == costs.parameters else 1
+    return 1 + backward + (learner.recompute == "prefetch") + learner.gradient_checkpointing
 
 
 def _simulated(config: RunConfig, machine: Machine) -> float | None:

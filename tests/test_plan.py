@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from accerl.config import EnvConfig, RunConfig
+from accerl.config import ConfigError, EnvConfig, RunConfig, merge
 from accerl.envs import make_env
 from accerl.plan import GIB, Machine, Plan, make_plan
 from accerl.policies import new_policy
@@ -14,7 +14,7 @@ from accerl.policies.costs import Costs, costs_of
 
 DOTS = {"suite": "dots", "tasks": ("red", "blue"), "image_size": 32}
 COSTS = Costs(
-    parameters=GIB, weight_bytes=2, activation_bytes=GIB // 2, flop=1e12, observation_bytes=1024
+    parameters=GIB, weight_bytes=2, activation_bytes=GIB // 2, flop=1e12, observation_bytes=1024, trained=GIB
 )  # 16 GiB to train, 4 GiB to infer
 CUDA = {"inference": {"device": "cuda"}, "learner": {"device": "cuda", "micro_batch_decisions": 8}}
 
@@ -101,3 +101,53 @@ def test_a_policy_of_any_kind_is_counted_by_building_it():
     assert 3 < costs_of(wide, spec).flop / costs.flop < 4
     assert 1.5 < costs_of(wide, spec).activation_bytes / costs.activation_bytes < 2
     assert costs.observation_bytes == 32 * 32 * 3 + spec.proprio_dim * 4
+
+
+def test_ranks_share_the_optimizer_and_with_stage_2_the_gradients():
+    machine = Machine(gpus=4)
+    for stage, dtype, expected in (
+        (1, "float32", 4 + 4 + 8 / 2),
+        (2, "float32", 4 + 4 / 2 + 8 / 2),
+        (2, "bfloat16", 2 + 2 / 2 + 12 / 2),
+    ):
+        plan = planned(machine, learner={"num_ranks": 2, "zero_stage": stage, "dtype": dtype})
+        assert [load.role for load in plan.loads[:3]] == ["learner", "rank-0", "inference-0"]
+        assert [load.place for load in plan.loads[:3]] == ["GPU 0", "GPU 1", "GPU 2"]
+        assert [load.gib for load in plan.loads[:2]] == [expected + 8 * 0.5] * 2
+    one, two = (planned(machine, learner={"num_ranks": n, "zero_stage": 2}).ceilings["learner"] for n in (1, 2))
+    assert two == pytest.approx(2 * one)
+
+
+def test_additions_need_a_gradient_and_an_optimizer_for_themselves_alone():
+    config = RunConfig(**merge({}, {"env": DOTS, **CUDA}))
+    few = COSTS._replace(trained=GIB // 64)
+    assert make_plan(config, few, Machine(gpus=2)).loads[0].gib == 4 + 12 / 64 + 8 * 0.5
+    whole, added = (make_plan(config, costs, Machine(gpus=2)).ceilings["learner"] for costs in (COSTS, few))
+    assert added == pytest.approx(1.5 * whole), "no backward to the weights that stay"
+
+
+def test_the_costs_of_additions_and_of_recomputation_are_those_of_the_policy_that_is_built():
+    spec = make_env(EnvConfig(**DOTS)).spec
+    plain = costs_of(RunConfig(**{"env": EnvConfig(**DOTS)}), spec)
+    spare = costs_of(
+        RunConfig(
+            **{"env": EnvConfig(**DOTS), "policy": {"lora_rank": 4}, "learner": {"gradient_checkpointing": True}}
+        ),
+        spec,
+    )
+    assert plain.trained == plain.parameters
+    assert spare.trained < plain.trained
+    assert spare.parameters > plain.parameters
+    assert spare.activation_bytes < plain.activation_bytes
+
+
+def test_additions_to_openvla_are_counted_from_its_layers():
+    spec = make_env(EnvConfig(**DOTS)).spec
+    fields = {"env": DOTS, "policy.kind": "openvla_oft", "policy.lora_rank": 32}
+    found = costs_of(RunConfig(**merge({}, fields)), spec)
+    # Llama: 32 (4 (4096 + 4096) + 3 (4096 + 11008)); DINOv2: 23 (6 x 1024 + 2 (1024 + 4096)); SigLIP: 26 (...);
+    # the projector: 2176 + 8704 + 8704 + 4096 + 4096 + 4096
+    expected = 32 * (32_768 + 45_312) + 23 * (6_144 + 10_240) + 26 * (6_912 + 10_912) + 31_872
+    assert found.trained == 32 * expected
+    with pytest.raises(ConfigError, match=r"policy.lora_layers"):
+        costs_of(RunConfig(**merge({}, {**fields, "policy.lora_layers": ("q_proj",)})), spec)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from accerl.config import RunConfig
+from accerl.config import ConfigError, RunConfig
 from accerl.policies import new_policy
+from accerl.policies.lora import adapted
 from accerl.policies.openvla_sizes import sizes_of
 from accerl.protocols import Policy
 from accerl.types import EnvSpec, ObservationBatch
@@ -25,27 +26,38 @@ class Costs(NamedTuple):
     weight_bytes: int
     """Of a parameter where actions are inferred."""
     activation_bytes: int
-    """That backward needs of one decision."""
+    """That backward needs of one decision, nothing recomputed unless `learner.gradient_checkpointing` says so."""
     flop: float
     """Of a forward for one decision; a multiplication and an addition are two."""
     observation_bytes: int
     """Of a decision in the replay."""
+    trained: int
+    """Parameters that train: all, or the additions of `policy.lora_rank`."""
 
 
 def costs_of(config: RunConfig, spec: EnvSpec) -> Costs:
     """Of OpenVLA-OFT by its published sizes; any other policy is built, and one decision counted.
 
     Raises:
-        ConfigError: an unknown kind of policy.
+        ConfigError: an unknown kind of policy; additions to layers of it that are not counted here.
     """
+    recomputes = config.learner.gradient_checkpointing
     observation = spec.num_cameras * spec.image_size**2 * 3 + spec.proprio_dim * 4
     if config.policy.kind == OPENVLA:
         sizes = sizes_of(spec.num_cameras, spec.chunk_length, spec.action_dim)
-        return Costs(sizes.parameters, 2, sizes.activation_bytes, sizes.flop, observation)
+        activations = sizes.checkpointed_bytes if recomputes else sizes.activation_bytes
+        added = config.policy.lora_rank * sizes.lora_parameters
+        if added and config.policy.lora_layers:
+            raise ConfigError("policy.lora_layers: for openvla_oft additions to all layers are counted; leave it out")
+        return Costs(sizes.parameters + added, 2, activations, sizes.flop, observation, added or sizes.parameters)
     policy = new_policy(config.policy, spec, list(spec.tasks), config.objective.value_loss == "bce")
+    policy = adapted(policy, config.policy)
+    if recomputes:
+        cast(Any, policy).gradient_checkpointing_enable()
     parameters = [*policy.policy_parameters(), *policy.value_parameters()]
     activations, flop = _count(policy, spec)
-    return Costs(sum(p.numel() for p in parameters), 4, activations, flop, observation)
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    return Costs(sum(p.numel() for p in parameters), 4, activations, flop, observation, trained)
 
 
 def _count(policy: Policy, spec: EnvSpec) -> tuple[int, float]:

@@ -49,6 +49,10 @@ class Sizes(NamedTuple):
     """Of a forward for one decision; a multiplication and an addition are two."""
     activation_bytes: int
     """That backward needs of one decision, bf16, nothing recomputed."""
+    checkpointed_bytes: int
+    """The same where only the inputs of the blocks are kept, with the largest block, which is recomputed."""
+    lora_parameters: int
+    """Of additions of rank 1 to every linear layer."""
 
 
 def sizes_of(num_images: int = 1, chunk_length: int = 8, action_dim: int = 7, proprio_dim: int = 0) -> Sizes:
@@ -67,6 +71,15 @@ def sizes_of(num_images: int = 1, chunk_length: int = 8, action_dim: int = 7, pr
         tokens=tokens,
         flop=float(num_images * vision + language),
         activation_bytes=_language_activations(tokens) + num_images * _vision_activations(patches),
+        checkpointed_bytes=2 * LAYERS * tokens * WIDTH
+        + _language_activations(tokens) // LAYERS
+        + num_images * sum(2 * tower.blocks * (patches + tower.prefix) * tower.width for tower in (DINO, SIGLIP)),
+        lora_parameters=LAYERS * (4 * 2 * WIDTH + 3 * (WIDTH + MLP))
+        + sum(
+            tower.blocks * (4 * tower.width + 2 * tower.width + 2 * (tower.width + tower.mlp))
+            for tower in (DINO, SIGLIP)
+        )
+        + _projector_ends(DINO.width + SIGLIP.width),
     )
 
 
@@ -79,6 +92,11 @@ def _tower(tower: Tower, patches: int) -> int:
 def _projector(width: int) -> int:
     hidden = 4 * width
     return width * hidden + hidden + hidden * WIDTH + WIDTH + WIDTH * WIDTH + WIDTH
+
+
+def _projector_ends(width: int) -> int:
+    """Inputs and outputs of its three layers."""
+    return (width + 4 * width) + (4 * width + WIDTH) + (WIDTH + WIDTH)
 
 
 def _tower_flop(tower: Tower, patches: int) -> float:
