@@ -128,13 +128,8 @@ def test_additions_need_a_gradient_and_an_optimizer_for_themselves_alone():
 
 def test_the_costs_of_additions_and_of_recomputation_are_those_of_the_policy_that_is_built():
     spec = make_env(EnvConfig(**DOTS)).spec
-    plain = costs_of(RunConfig(**{"env": EnvConfig(**DOTS)}), spec)
-    spare = costs_of(
-        RunConfig(
-            **{"env": EnvConfig(**DOTS), "policy": {"lora_rank": 4}, "learner": {"gradient_checkpointing": True}}
-        ),
-        spec,
-    )
+    spare_memory = {"policy.lora_rank": 4, "learner.gradient_checkpointing": True}
+    plain, spare = (costs_of(RunConfig(**merge({}, {"env": DOTS, **each})), spec) for each in ({}, spare_memory))
     assert plain.trained == plain.parameters
     assert spare.trained < plain.trained
     assert spare.parameters > plain.parameters
