@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -99,20 +100,16 @@ class ReplayActor(Role):
             "unused": replay.unused_decisions,
             "lent": replay.lent_decisions,
             "discarded": replay.discarded_decisions,
+            "aged": replay.aged_decisions,
         }
 
     async def _when_there(self, take: Callable[[], Sequence[Trajectory]], timeout_s: float) -> list[Trajectory]:
         deadline = time.monotonic() + timeout_s
         async with self._changed:
-            while not (trajectories := self._timed(take)):
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    return []
-                try:
+            while not (trajectories := self._timed(take)) and (remaining := deadline - time.monotonic()) > 0:
+                with suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), remaining)
-                except TimeoutError:
-                    return []
-            self._changed.notify_all()
+            self._changed.notify_all()  # there is room where something was taken, or had become too old
         return list(trajectories)
 
     def _timed(self, take: Callable[[], Sequence[Trajectory]]) -> Sequence[Trajectory]:

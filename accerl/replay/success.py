@@ -1,0 +1,61 @@
+"""A share of every draw from the episodes that succeeded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from accerl.replay.order import Entry, Order
+
+
+class Balanced:
+    """Two orders, of segments whose episodes are known to have succeeded, and of the others.
+
+    Whether an episode succeeds is known at its end: then the segments of it that are still in this shard change over.
+    Segments come whole; what one draw has too many of the successful ones, the next has too few of.
+    """
+
+    def __init__(self, make: Callable[[], Order], share: float):
+        self._orders = {True: make(), False: make()}
+        self._held = {True: 0, False: 0}
+        self._share = share
+        self._ahead = 0.0
+        self._open: dict[str, dict[int, Entry]] = {}  # origin to the segments whose episode was going on
+
+    def add(self, entry: Entry) -> None:
+        trajectory = entry.trajectory
+        if trajectory.ended:
+            entry.succeeded = trajectory.success
+            for earlier in self._open.pop(trajectory.origin, {}).values():
+                if trajectory.success:
+                    self._leave(earlier)
+                    earlier.succeeded = True
+                    self._enter(earlier)
+        elif not entry.succeeded:
+            self._open.setdefault(trajectory.origin, {})[entry.key] = entry
+        self._enter(entry)
+
+    def remove(self, entry: Entry) -> None:
+        siblings = self._open.get(entry.trajectory.origin, {})
+        if siblings.pop(entry.key, None) is not None and not siblings:
+            del self._open[entry.trajectory.origin]
+        self._leave(entry)
+
+    def draw(self, num_decisions: int) -> list[Entry]:
+        wanted = min(self._share * num_decisions - self._ahead, self._held[True])
+        wanted = max(wanted, num_decisions - self._held[False])
+        chosen = self._orders[True].draw(-int(-wanted // 1))
+        drawn = sum(entry.num_decisions for entry in chosen)
+        self._ahead = drawn - wanted
+        return chosen + self._orders[False].draw(num_decisions - drawn)
+
+    def by_uses(self) -> Iterator[Entry]:
+        both = (*self._orders[True].by_uses(), *self._orders[False].by_uses())
+        yield from sorted(both, key=lambda entry: (entry.uses, entry.key))
+
+    def _enter(self, entry: Entry) -> None:
+        self._orders[entry.succeeded].add(entry)
+        self._held[entry.succeeded] += entry.num_decisions
+
+    def _leave(self, entry: Entry) -> None:
+        self._orders[entry.succeeded].remove(entry)
+        self._held[entry.succeeded] -= entry.num_decisions
