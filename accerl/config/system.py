@@ -75,6 +75,14 @@ class ReplayConfig(Section):
     It changes the distribution that is trained on: what is estimated is not the return of the policy that plays, but of
     one that succeeds this often. Success is known when an episode ends: until then its segments count as not
     successful, and for good those that lie in another shard than its end, or were used up before it."""
+    memory_mb: Positive | None = None
+    """Of images in a shard's memory, MiB; beyond it those that are least likely to be used next are in files, in the
+    run's folder; none: all are in memory."""
+    snapshots: bool = True
+    """Write what the shards hold whenever a checkpoint is written. One that is restarted goes on with what of it was
+    not used up since, a run that is resumed with what they held at its checkpoint; `max_reuse` holds all the same.
+    Costs the disk up to twice what the replay holds. Where staleness is bounded nothing is written: when a shard is
+    back, other episodes have taken the places of those that it lost."""
 
     @property
     def streams(self) -> bool:

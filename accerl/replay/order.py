@@ -21,19 +21,23 @@ class Entry:
 
     trajectory: Trajectory
     key: int
-    """Grows with the time at which it came."""
+    """Grows with the time at which it came, or came back."""
+    number: int
+    """Its name on disk."""
     uses: int = 0
+    place: int = 0
+    """Where its order has it."""
     succeeded: bool = False
     """Its episode is known to have succeeded."""
     is_held: bool = False
     batch: int | None = None
     """In which it was first used, until that is confirmed."""
-    place: int = 0
-    """Where its order has it."""
     file: Path | None = None
     """Where it is on disk."""
+    is_spilled: bool = False
+    """Its images are nowhere else."""
     rank: int | None = None
-    """Of its images among those in memory; None: they are not counted there."""
+    """Among those in memory; None: it is not counted there."""
 
     @property
     def num_decisions(self) -> int:

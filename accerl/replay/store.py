@@ -9,16 +9,22 @@ What is sampled stays until the learner has confirmed its update: if the learner
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from accerl.config import ReplayConfig
 from accerl.groups import Groups
-from accerl.replay.ages import Ages, oldest_version
-from accerl.replay.order import Entry, make_order
-from accerl.replay.success import Balanced
+from accerl.replay import snapshot
+from accerl.replay.ages import oldest_version
+from accerl.replay.journal import Event, Snapshots
+from accerl.replay.lent import Lent
+from accerl.replay.order import Entry
+from accerl.replay.snapshot import SUMS, Checkpoint, Content, Record
+from accerl.replay.spill import SegmentFiles
+from accerl.replay.stock import Stock
 from accerl.types import BatchRule, Trajectory
 
 
@@ -27,46 +33,62 @@ class Replay:
 
     Args:
         groups: holds episodes back until they can be compared with the others of their group.
+        files: where images go for which there is no room in memory.
+        snapshots: told of everything that happens to what was pushed.
     """
 
-    def __init__(self, config: ReplayConfig, seed: int = 0, groups: Groups | None = None):
+    def __init__(
+        self,
+        config: ReplayConfig,
+        seed: int = 0,
+        groups: Groups | None = None,
+        files: SegmentFiles | None = None,
+        snapshots: Snapshots | None = None,
+    ):
         self._groups = groups
+        self._files = files
+        self._snapshots = snapshots
         self._compared: deque[Trajectory] = deque()  # for which there was no room yet
         self._capacity = max(1, config.capacity_decisions // config.num_shards)
         self._max_reuse = config.max_reuse
         self._min_decisions = max(1, config.min_decisions // config.num_shards)
         self._overwrites = config.order == "ring"
-        self._entries: OrderedDict[int, Entry] = OrderedDict()  # by key, which is by age
-        self._lent: dict[int, dict[int, Entry]] = {}  # batch to what was first used in it
         self._generator = np.random.default_rng(seed)
-        if config.success_share is None:
-            self._order = make_order(config, self._generator)
-        else:
-            self._order = Balanced(lambda: make_order(config, self._generator), config.success_share)
-        self._ages = None if config.max_age_versions is None else Ages(config.max_age_versions)
+        self._stock = Stock(config, self._generator, files)
+        self._lent = Lent()
         self._next_key = 0
-        self.num_decisions = 0
-        self.unused_decisions = 0
-        self.lent_decisions = 0
-        """First used in batches that were not confirmed yet."""
         self.pushed_decisions = 0
         self.used_decisions = 0
         """Trained on at least once."""
         self.sampled_decisions = 0
         self.aged_decisions = 0
         """Dropped unused because of `replay.max_age_versions`."""
-        self._overwritten_decisions = 0
+        self.overwritten_decisions = 0
+        """Dropped unused because a ring was full."""
+
+    @property
+    def num_decisions(self) -> int:
+        return self._stock.num_decisions
+
+    @property
+    def unused_decisions(self) -> int:
+        return self._stock.unused_decisions
+
+    @property
+    def lent_decisions(self) -> int:
+        """First used in batches that were not confirmed yet."""
+        return self._lent.num_decisions
 
     @property
     def discarded_decisions(self) -> int:
-        """Decisions that went without ever being trained on, those that became too old (`aged_decisions`) apart."""
-        return self._overwritten_decisions + (self._groups.discarded_decisions if self._groups is not None else 0)
+        """Decisions that went without ever being trained on; those that became too old apart."""
+        return self.overwritten_decisions + (self._groups.discarded_decisions if self._groups is not None else 0)
 
     @property
     def episodes(self) -> list[int]:
         """Numbers of the episodes of which it holds unused or unconfirmed segments."""
-        unused = [entry.trajectory.episode for entry in self._entries.values() if entry.uses == 0]
-        return unused + [entry.trajectory.episode for lent in self._lent.values() for entry in lent.values()]
+        unused = (entry for entry in self._stock if entry.uses == 0)
+        return [entry.trajectory.episode for entry in (*unused, *self._lent)]
 
     def push(self, trajectory: Trajectory) -> bool:
         """Take ownership; False if there is no room because the oldest decisions have not been used yet.
@@ -92,7 +114,7 @@ class Replay:
         self._let_go_aged(batch)
         if self.pushed_decisions < self._min_decisions or self.num_decisions < num_decisions:
             return ()
-        return self._use(self._order.draw(num_decisions), batch)
+        return self._use(self._stock.order.draw(num_decisions), batch)
 
     def take(self, num_decisions: int, rule: BatchRule, batch: int = 0) -> Sequence[Trajectory]:
         """Segments that `rule` admits: unused ones as they came, then used ones; as many as there are.
@@ -114,25 +136,52 @@ class Replay:
 
     def confirm(self, batch: int) -> None:
         """The learner has trained on every batch up to this one."""
-        for number in [number for number in self._lent if number <= batch]:
-            for entry in self._lent.pop(number).values():
-                entry.batch = None
-                self.lent_decisions -= entry.num_decisions
+        for entry in self._lent.confirm(batch):
+            self._stock.drop(entry)
+        self._note("confirmed", batch=batch)
 
     def reclaim(self) -> int:
         """What was first used in batches that were never confirmed is unused again; returns its decisions."""
-        returned = 0
-        for lent in self._lent.values():
-            for entry in lent.values():
-                if entry.is_held:
-                    self._remove(entry)
-                entry.uses, entry.batch, entry.key = 0, None, self._new_key()
-                self._add(entry)
-                returned += entry.num_decisions
-        self._lent.clear()
-        self.lent_decisions = 0
+        returned = self._lent.num_decisions
+        for entry in list(self._lent):
+            if entry.is_held:
+                self._stock.remove(entry)
+            entry.uses, entry.key = 0, self._new_key()
+            self._stock.add(entry)
+        self._lent.take_back()
         self.used_decisions -= returned
+        self._note("reclaimed")
         return returned
+
+    def content(self) -> Content:
+        """All that `restore` needs to go on from here; what is held back for its group is not in it."""
+        only_lent = (entry for entry in self._lent if not entry.is_held)
+        return Content(
+            next_key=self._next_key,
+            newest_version=self._stock.newest_version,
+            generator=self._generator.bit_generator.state,
+            sums={name: getattr(self, name) for name in SUMS},
+            segments=[(Record.of(entry), entry, entry.trajectory) for entry in (*self._stock, *only_lent)],
+        )
+
+    def restore(self, content: Content) -> None:
+        """Go on from there; this shard is a new one."""
+        self._next_key = content.next_key
+        self._generator.bit_generator.state = content.generator
+        for name in SUMS:
+            setattr(self, name, content.sums[name])
+        self._stock.restore((entry for _, entry, _ in content.segments), content.newest_version)
+        for _, entry, _ in content.segments:
+            if entry.batch is not None:
+                self._lent.add(entry, entry.batch)
+
+    def save(self, folder: Path) -> None:
+        """Write the content into an empty folder."""
+        snapshot.write(folder, self.content(), self._files)
+
+    def load(self, folder: Path, checkpoint: Checkpoint | None = None) -> None:
+        """Go on from what `save` wrote; see `snapshot.read`."""
+        self.restore(snapshot.read(folder, self._max_reuse, self._files, checkpoint))
 
     def _take_in_compared(self) -> bool:
         """Groups that are complete, as far as there is room; whether there was for all."""
@@ -145,81 +194,58 @@ class Replay:
         if size > self._capacity:
             raise ValueError(f"replay.capacity_decisions: {self._capacity} a shard cannot hold a segment of {size}")
         while self.num_decisions + size > self._capacity:
-            oldest = next(iter(self._entries.values()))
+            oldest = self._stock.oldest
             if oldest.uses == 0:
                 if not self._overwrites:
                     return False
-                self._overwritten_decisions += oldest.num_decisions
-            self._remove(oldest)
-        self._add(Entry(trajectory, self._new_key()))
+                self.overwritten_decisions += oldest.num_decisions
+            self._let_go(oldest, "overwritten")
+        self._stock.add(Entry(trajectory, key := self._new_key(), number=key))
         self.pushed_decisions += size
         return True
 
     def _admitted(self, rule: BatchRule) -> Iterator[Entry]:
         """What may be in the batch, the least used ones first, in the order in which they came."""
         below = rule.episodes_below
-        for entry in self._order.by_uses():
+        for entry in self._stock.order.by_uses():
             if rule.needs_all and entry.uses > 0:
                 return
             if below is None or entry.trajectory.episode < below:
                 yield entry
 
     def _use(self, entries: Sequence[Entry], batch: int) -> list[Trajectory]:
+        given = [self._stock.read(entry) for entry in entries]
         for entry in entries:
-            self._count_use(entry, batch)
-        self.sampled_decisions += sum(entry.num_decisions for entry in entries)
-        return [entry.trajectory for entry in entries]
-
-    def _count_use(self, entry: Entry, batch: int) -> None:
-        if entry.uses == 0:
-            self.used_decisions += entry.num_decisions
-            self.lent_decisions += entry.num_decisions
-            self._lent.setdefault(batch, {})[entry.key] = entry
-            entry.batch = batch
-        if entry.uses + 1 == self._max_reuse:
-            self._remove(entry)
-            entry.uses += 1
-        else:
-            self._order.remove(entry)
-            self.unused_decisions -= entry.num_decisions if entry.uses == 0 else 0
-            entry.uses += 1
-            self._order.add(entry)
+            self.sampled_decisions += entry.num_decisions
+            if entry.uses == 0:
+                self.used_decisions += entry.num_decisions
+                self._lent.add(entry, batch)
+            self._stock.use(entry)
+        if entries:
+            self._note("used", entries, batch)
+        return given
 
     def _let_go_aged(self, version: int) -> None:
         """Drop segments with decisions that are too old, used or not."""
-        if self._ages is None:
-            return
-        for entry in self._ages.too_old(version):
-            if entry.uses == 0:
-                self.aged_decisions += entry.num_decisions
-            self._remove(entry)
+        for entry in self._stock.too_old(version):
+            self.aged_decisions += entry.num_decisions if entry.uses == 0 else 0
+            self._let_go(entry, "aged")
 
     def _let_go_below(self, version: int) -> None:
         """Drop used segments with decisions of older versions."""
         if self._max_reuse > 1:
-            for entry in list(self._entries.values()):
+            for entry in self._stock:
                 if entry.uses > 0 and oldest_version(entry.trajectory) < version:
-                    self._remove(entry)
+                    self._let_go(entry, "left")
+
+    def _let_go(self, entry: Entry, unless_used: Event) -> None:
+        self._stock.remove(entry)
+        self._note(unless_used if entry.uses == 0 else "left", [entry])
 
     def _new_key(self) -> int:
         self._next_key += 1
         return self._next_key - 1
 
-    def _add(self, entry: Entry) -> None:
-        entry.is_held = True
-        self._entries[entry.key] = entry
-        self._order.add(entry)
-        self.num_decisions += entry.num_decisions
-        self.unused_decisions += entry.num_decisions
-        if self._ages is not None:
-            self._ages.add(entry)
-
-    def _remove(self, entry: Entry) -> None:
-        """Hold it no more; it was used, unless a counter has it."""
-        entry.is_held = False
-        del self._entries[entry.key]
-        self._order.remove(entry)
-        self.num_decisions -= entry.num_decisions
-        self.unused_decisions -= entry.num_decisions if entry.uses == 0 else 0
-        if self._ages is not None:
-            self._ages.remove(entry)
+    def _note(self, event: Event, entries: Sequence[Entry] = (), batch: int | None = None) -> None:
+        if self._snapshots is not None:
+            self._snapshots.note(event, entries, batch)

@@ -19,25 +19,25 @@ class Balanced:
         self._held = {True: 0, False: 0}
         self._share = share
         self._ahead = 0.0
-        self._open: dict[str, dict[int, Entry]] = {}  # origin to the segments whose episode was going on
+        self._open: dict[tuple[str, int], dict[int, Entry]] = {}  # episode to its segments when it was going on
 
     def add(self, entry: Entry) -> None:
         trajectory = entry.trajectory
         if trajectory.ended:
             entry.succeeded = trajectory.success
-            for earlier in self._open.pop(trajectory.origin, {}).values():
+            for earlier in self._open.pop(_episode(entry), {}).values():
                 if trajectory.success:
                     self._leave(earlier)
                     earlier.succeeded = True
                     self._enter(earlier)
         elif not entry.succeeded:
-            self._open.setdefault(trajectory.origin, {})[entry.key] = entry
+            self._open.setdefault(_episode(entry), {})[entry.key] = entry
         self._enter(entry)
 
     def remove(self, entry: Entry) -> None:
-        siblings = self._open.get(entry.trajectory.origin, {})
+        siblings = self._open.get(_episode(entry), {})
         if siblings.pop(entry.key, None) is not None and not siblings:
-            del self._open[entry.trajectory.origin]
+            del self._open[_episode(entry)]
         self._leave(entry)
 
     def draw(self, num_decisions: int) -> list[Entry]:
@@ -59,3 +59,8 @@ class Balanced:
     def _leave(self, entry: Entry) -> None:
         self._orders[entry.succeeded].remove(entry)
         self._held[entry.succeeded] -= entry.num_decisions
+
+
+def _episode(entry: Entry) -> tuple[str, int]:
+    """Played twice under one number, after its worker died, it has two origins; resumed runs use origins again."""
+    return entry.trajectory.origin, entry.trajectory.episode

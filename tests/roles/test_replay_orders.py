@@ -110,7 +110,7 @@ class Accounts(RuleBasedStateMachine):
         if not hasattr(self, "replay"):
             return
         replay = self.replay
-        held = list(replay._entries.values())
+        held = list(replay._stock)
         assert replay.num_decisions == sum(entry.num_decisions for entry in held)
         assert replay.unused_decisions == sum(entry.num_decisions for entry in held if entry.uses == 0)
         assert replay.pushed_decisions == sum(self.size.values())

@@ -1,0 +1,73 @@
+"""A replay shard whose process is killed, and a run that is resumed, begin with what was there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accerl.runtime.run import Run
+from tests.runtime.test_run import processes_of, wait_for
+
+StartRun = Callable[..., Run]
+HELD = ("replay_decisions", "replay_unused", "replay_lent", "discarded_decisions")
+
+
+def test_a_killed_shard_comes_back_with_what_it_held(start_run: StartRun) -> None:
+    run = start_run({"rollout.slots_per_worker": 8})
+    wait_for(run, lambda status: status.get("updates", 0) >= 3)
+    run.pause()
+    before = settled(run)
+    run.checkpoint()
+    wait_for(run, lambda _: bool(snapshots(run)))
+    victim = next(process for process in processes_of(run) if "ray::ReplayActor" in " ".join(process.cmdline()))
+    victim.kill()
+    wait_for(run, lambda _: bool(run.incidents()))
+    wait_for(run, lambda _: run.health()["num_shards"] == 1 and "replay_decisions" in run.health())
+    assert settled(run) == before
+    assert before["replay_decisions"] > 256 and before["replay_lent"] > 0
+    run.resume()
+    updates = run.status()["updates"]
+    wait_for(run, lambda status: status["updates"] >= updates + 3)
+    assert [incident["action"] for incident in run.incidents()] == ["restarted"]
+
+
+def test_a_resumed_run_begins_with_what_its_replay_held(start_run: StartRun) -> None:
+    run = start_run({"rollout.slots_per_worker": 8, "replay.memory_mb": 1})
+    wait_for(run, lambda status: status.get("updates", 0) >= 3)
+    run.pause()
+    held = settled(run)
+    run.stop()
+    assert [path.name for path in (run.folder / "replay" / "shard-0").iterdir()] == [snapshots(run)[0].name]
+    pushed = state(run)["sums"]["pushed_decisions"]
+
+    resumed = start_run({"rollout.slots_per_worker": 8, "replay.memory_mb": 1, "limits.max_updates": 12}, resume=True)
+    wait_for(resumed, lambda status: status["state"] == "running")
+    first = state(resumed)
+    assert first["sums"]["pushed_decisions"] >= pushed
+    assert sum(each["num_decisions"] for each in first["segments"]) >= held["replay_decisions"]
+    assert resumed.wait(60) == "finished"
+    assert not (run.folder / "replay").exists(), "there is nothing left to resume"
+
+
+def settled(run: Run) -> dict[str, Any]:
+    """What lies in the replay of a paused run, once that changes no more."""
+    before: dict[str, Any] = {}
+    while before != (before := {name: health[name] for name in HELD} if (health := idle(run)) else {}):
+        pass
+    return before
+
+
+def idle(run: Run) -> dict[str, Any]:
+    while (health := run.health())["episodes_in_flight"]:
+        pass
+    return health
+
+
+def snapshots(run: Run) -> list[Path]:
+    return sorted((run.folder / "replay" / "shard-0").glob("snapshot-*"))
+
+
+def state(run: Run) -> dict[str, Any]:
+    return json.loads((snapshots(run)[-1] / "state.json").read_text())
