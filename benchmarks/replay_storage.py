@@ -94,7 +94,7 @@ def memory_row(episode_decisions: int, length: int, image: int) -> dict[str, Any
 
 def time_row(order: str, stored: int, rounds: int) -> dict[str, Any]:
     """Microseconds a decision, with `stored` decisions in segments of 16."""
-    fields = {"capacity_decisions": stored, "min_decisions": 1, "max_reuse": 8} | ORDERS[order]
+    fields: dict[str, Any] = {"capacity_decisions": stored, "min_decisions": 1, "max_reuse": 8} | ORDERS[order]
     replay = Replay(ReplayConfig(**fields))
     made = [each for number in range(64) for each in segments(64, number, 16, 16)]
     pushes = 0

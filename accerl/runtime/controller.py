@@ -169,7 +169,8 @@ class Controller:
 
     async def snapshot(self) -> dict[str, Any]:
         """What a checkpoint keeps of the run beside the learner; the replay writes its part by itself."""
-        self._crew.save_replay()
+        if self.progress < 1:
+            self._crew.save_replay()
         self._metrics.tick()
         return {
             "tasks": self._tasks.state_dict(),

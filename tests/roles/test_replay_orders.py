@@ -37,8 +37,12 @@ def segment(size: int, origin: int, version: int = 0, **fields: Any) -> Trajecto
     return dataclasses.replace(PARTS[size], origin=str(origin), policy_version=versions, **fields)
 
 
+def sized(**fields: Any) -> ReplayConfig:
+    return ReplayConfig(**SIZES | fields)
+
+
 def shard(**fields: Any) -> Replay:
-    return Replay(ReplayConfig(**SIZES | fields))
+    return Replay(sized(**fields))
 
 
 class Accounts(RuleBasedStateMachine):
@@ -46,7 +50,7 @@ class Accounts(RuleBasedStateMachine):
 
     @initialize(kind=st.sampled_from(KINDS), seed=st.integers(0, 5))
     def start(self, kind, seed):
-        self.config = ReplayConfig(**SIZES | kind)
+        self.config = sized(**kind)
         self.replay = Replay(self.config, seed)
         self.size: dict[str, int] = {}
         self.uses: Counter[str] = Counter()

@@ -18,7 +18,7 @@ from accerl.replay.journal import Snapshots, clean
 from accerl.replay.snapshot import Checkpoint
 from accerl.replay.spill import SegmentFiles
 from accerl.types import BatchRule, Trajectory
-from tests.roles.test_replay_orders import KINDS, SIZES, origins, segment
+from tests.roles.test_replay_orders import KINDS, origins, segment, sized
 
 COUNTERS = ("num", "unused", "lent", "pushed", "used", "sampled", "aged", "discarded")
 
@@ -65,7 +65,7 @@ class Shard:
 
     def restored(self, checkpoint: Checkpoint | None = None, config: ReplayConfig | None = None) -> Shard:
         """Another process, after this one was killed."""
-        other = Shard(self.folder, config or ReplayConfig(**SIZES))
+        other = Shard(self.folder, config or sized())
         assert other.snapshots.newest is not None
         other.replay.load(other.snapshots.newest, checkpoint)
         return other
@@ -93,7 +93,7 @@ def busy(replay: Replay, steps: int, chance: random.Random, pushes: bool = True,
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_a_saved_shard_goes_on_where_it_was(kind: dict[str, Any], tmp_path: Path) -> None:
-    config = ReplayConfig(**SIZES | kind)
+    config = sized(**kind)
     for seed in range(8):
         first, second = Replay(config, seed), Replay(config, seed + 1)
         busy(first, 40, random.Random(seed))
@@ -114,7 +114,7 @@ def test_a_saved_shard_goes_on_where_it_was(kind: dict[str, Any], tmp_path: Path
 
 
 def test_what_was_lent_when_it_was_saved_is_unused_again_for_the_next_learner(tmp_path: Path) -> None:
-    first, second = Replay(ReplayConfig(**SIZES | {"max_reuse": 1})), Replay(ReplayConfig(**SIZES | {"max_reuse": 1}))
+    first, second = Replay(sized(max_reuse=1)), Replay(sized(max_reuse=1))
     for origin in range(3):
         first.push(segment(2, origin))
     first.take(2, BatchRule(), batch=0)
@@ -129,7 +129,7 @@ def test_what_was_lent_when_it_was_saved_is_unused_again_for_the_next_learner(tm
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_a_shard_that_was_killed_comes_back_as_it_was_less_what_was_pushed_since(kind, tmp_path: Path) -> None:
-    config = ReplayConfig(**SIZES | kind)
+    config = sized(**kind)
     for seed in range(8):
         chance = random.Random(seed)
         shard = Shard(tmp_path / str(seed), config)
@@ -150,7 +150,7 @@ def test_a_shard_that_was_killed_comes_back_as_it_was_less_what_was_pushed_since
 
 
 def test_no_decision_is_used_too_often_however_often_its_shard_is_killed(tmp_path: Path) -> None:
-    config = ReplayConfig(**SIZES)
+    config = sized()
     chance = random.Random(0)
     shard, uses = Shard(tmp_path, config), Counter[str]()
     for origin in range(60):
@@ -166,7 +166,7 @@ def test_no_decision_is_used_too_often_however_often_its_shard_is_killed(tmp_pat
 
 
 def test_events_while_a_snapshot_is_written_are_in_it(tmp_path: Path) -> None:
-    shard = Shard(tmp_path, ReplayConfig(**SIZES | {"max_reuse": 1}))
+    shard = Shard(tmp_path, sized(max_reuse=1))
     for origin in range(4):
         shard.replay.push(segment(2, origin))
     content = shard.replay.content()
@@ -176,7 +176,7 @@ def test_events_while_a_snapshot_is_written_are_in_it(tmp_path: Path) -> None:
     shard.snapshots.write(content)
     shard.replay.take(2, BatchRule(), batch=1)
     shard.snapshots.finish()
-    restored = shard.restored(config=ReplayConfig(**SIZES | {"max_reuse": 1})).replay
+    restored = shard.restored(config=sized(max_reuse=1)).replay
     assert held(restored) == held(shard.replay) == {"1": (1, 1), "2": (0, None), "3": (0, None)}
     assert {file.name for file in (tmp_path / "segments").iterdir()} == {
         f"{number:08d}.safetensors" for number in (1, 2, 3)
@@ -184,7 +184,7 @@ def test_events_while_a_snapshot_is_written_are_in_it(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_snapshot_leaves_the_one_before(tmp_path: Path) -> None:
-    shard = Shard(tmp_path, ReplayConfig(**SIZES))
+    shard = Shard(tmp_path, sized())
     shard.replay.push(segment(3, 0))
     shard.snapshot()
     shard.replay.push(segment(3, 1))
@@ -197,7 +197,7 @@ def test_an_interrupted_snapshot_leaves_the_one_before(tmp_path: Path) -> None:
 
 
 def test_segments_are_written_once_for_all_snapshots(tmp_path: Path) -> None:
-    shard = Shard(tmp_path, ReplayConfig(**SIZES))
+    shard = Shard(tmp_path, sized())
     shard.replay.push(segment(3, 0))
     shard.snapshot()
     shard.snapshot()
@@ -208,7 +208,7 @@ def test_segments_are_written_once_for_all_snapshots(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_the_snapshot_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shard = Shard(tmp_path, ReplayConfig(**SIZES))
+    shard = Shard(tmp_path, sized())
     shard.replay.push(segment(3, 0))
     shard.snapshot()
     shard.snapshots.begin()
@@ -222,7 +222,7 @@ def test_a_full_disk_leaves_the_snapshot_before(tmp_path: Path, monkeypatch: pyt
 
 def test_a_resumed_run_goes_back_to_its_checkpoint(tmp_path: Path) -> None:
     """The learner had trained on the batches below 4, and episode 6 is the first one that is played again."""
-    config = ReplayConfig(**SIZES | {"order": "fifo", "max_reuse": 1, "capacity_decisions": 40})
+    config = sized(order="fifo", max_reuse=1, capacity_decisions=40)
     shard = Shard(tmp_path, config)
     for number in range(9):
         shard.replay.push(segment(2, number, episode=number))
@@ -239,7 +239,7 @@ def test_a_resumed_run_goes_back_to_its_checkpoint(tmp_path: Path) -> None:
 
 
 def test_what_was_let_go_after_the_checkpoint_is_there_again(tmp_path: Path) -> None:
-    config = ReplayConfig(**SIZES | {"capacity_decisions": 4, "max_reuse": 2})
+    config = sized(capacity_decisions=4, max_reuse=2)
     shard = Shard(tmp_path, config)
     shard.replay.push(segment(4, 0, episode=0))
     shard.snapshot()
@@ -251,26 +251,26 @@ def test_what_was_let_go_after_the_checkpoint_is_there_again(tmp_path: Path) -> 
 
 
 def test_a_snapshot_knows_whether_its_run_was_resumed_since(tmp_path: Path) -> None:
-    shard = Shard(tmp_path, ReplayConfig(**SIZES), start="first")
+    shard = Shard(tmp_path, sized(), start="first")
     shard.replay.push(segment(3, 0))
     shard.snapshot()
-    assert Shard(tmp_path, ReplayConfig(**SIZES), start="first").snapshots.is_of_this_start
-    assert not Shard(tmp_path, ReplayConfig(**SIZES), start="second").snapshots.is_of_this_start
+    assert Shard(tmp_path, sized(), start="first").snapshots.is_of_this_start
+    assert not Shard(tmp_path, sized(), start="second").snapshots.is_of_this_start
 
 
 def test_a_snapshot_of_another_format_is_refused(tmp_path: Path) -> None:
-    Replay(ReplayConfig(**SIZES)).save(tmp_path)
+    Replay(sized()).save(tmp_path)
     state = json.loads((tmp_path / "state.json").read_text())
     (tmp_path / "state.json").write_text(json.dumps({**state, "format": 99}))
     with pytest.raises(ValueError, match="another format"):
-        Replay(ReplayConfig(**SIZES)).load(tmp_path)
+        Replay(sized()).load(tmp_path)
 
 
 def test_a_run_that_has_ended_leaves_nothing_but_snapshots_and_those_only_to_be_resumed(tmp_path: Path) -> None:
-    shard = Shard(tmp_path / "shard-0", ReplayConfig(**SIZES))
+    shard = Shard(tmp_path / "shard-0", sized())
     shard.replay.push(segment(3, 0))
     shard.snapshot()
-    Shard(tmp_path / "shard-1", ReplayConfig(**SIZES))
+    Shard(tmp_path / "shard-1", sized())
     clean(tmp_path, keeps_snapshots=True)
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")) == ["shard-0/snapshot-00000000"]
     clean(tmp_path, keeps_snapshots=False)

@@ -25,6 +25,9 @@ from accerl.runtime.actors.role import Role, Wiring
 from accerl.trajectories import TrajectorySample
 from accerl.types import BatchRule, Trajectory
 
+RECENT_BYTES = 32 * 2**20
+"""Of the images that `recent` can give."""
+
 
 class ReplayActor(Role):
     """It copies what it takes, so that it owns it and pins nothing in shared memory."""
@@ -39,7 +42,8 @@ class ReplayActor(Role):
         self._saving = asyncio.Lock()
         self._restore(wiring.checkpoint)
         self._changed = asyncio.Condition()
-        self._recent: deque[Trajectory] = deque(maxlen=32)
+        self._recent: deque[Trajectory] = deque()
+        self._recent_bytes = 0
         self._sample = TrajectorySample(config.folder / "trajectories")
         self._left = asyncio.Event()
 
@@ -66,7 +70,7 @@ class ReplayActor(Role):
             if self._left.is_set():
                 return False
             self._changed.notify_all()
-        self._recent.append(own)
+        self._remember(own)
         await asyncio.to_thread(self._sample.offer, own)
         return True
 
@@ -176,6 +180,13 @@ class ReplayActor(Role):
                     await asyncio.wait_for(self._changed.wait(), remaining)
             self._changed.notify_all()  # there is room where something was taken, or had become too old
         return list(trajectories)
+
+    def _remember(self, trajectory: Trajectory) -> None:
+        """Among the newest ones, which stay in memory even when the replay has let them go."""
+        self._recent.append(trajectory)
+        self._recent_bytes += trajectory.images.nbytes
+        while len(self._recent) > 32 or (self._recent_bytes > RECENT_BYTES and len(self._recent) > 1):
+            self._recent_bytes -= self._recent.popleft().images.nbytes
 
     def _timed(self, take: Callable[[], Sequence[Trajectory]]) -> Sequence[Trajectory]:
         with self.tracer.span("sample"):
