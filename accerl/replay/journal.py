@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -36,6 +37,7 @@ class Snapshots:
         self.newest = max(folder.glob("snapshot-*"), default=None)
         self._journal: int | None = None  # descriptor of the newest one's
         self._since: list[bytes] | None = None  # lines since `begin`, for the snapshot that is being written
+        self._next = self._temporary = folder
         self.tidy()
 
     @property
@@ -44,16 +46,23 @@ class Snapshots:
         return self.newest is not None and (self.newest / "start").read_text() == self._start
 
     def note(self, event: Event, entries: Sequence[Entry] = (), batch: int | None = None) -> None:
-        """Something happened to what a snapshot may hold."""
+        """Something happened to what a snapshot may hold. If the disk is full, there is no snapshot from here on."""
         line = json.dumps({"event": event, "batch": batch, "segments": [entry.number for entry in entries]})
         data = f"{line}\n".encode()
         if self._journal is not None:
-            os.write(self._journal, data)
+            try:
+                os.write(self._journal, data)
+            except OSError as error:
+                print(f"{self._folder.name}: removes its snapshot, whose journal is cut off ({error})", file=sys.stderr)
+                self.forget()
         if self._since is not None:
             self._since.append(data)
 
     def begin(self) -> None:
         """The content is taken now."""
+        number = 0 if self.newest is None else int(self.newest.name.removeprefix("snapshot-")) + 1
+        self._next = self._folder / f"snapshot-{number:08d}"
+        self._temporary = self._next.with_name(f".{self._next.name}.tmp")
         self._since = []
         self._files.keep()
 
@@ -68,11 +77,9 @@ class Snapshots:
         assert self._since is not None
         journal = os.open(self._temporary / "journal.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.write(journal, b"".join(self._since))
-        target = self._next
-        self._temporary.rename(target)
-        if self._journal is not None:
-            os.close(self._journal)
-        self._journal, self.newest, self._since = journal, target, None
+        self._temporary.rename(self._next)
+        self._close()
+        self._journal, self.newest, self._since = journal, self._next, None
         self._files.unkeep()
 
     def abandon(self) -> None:
@@ -81,6 +88,13 @@ class Snapshots:
         self._files.unkeep()
         self.tidy()
 
+    def forget(self) -> None:
+        """Remove the newest one: without its journal it would bring back what was used up."""
+        self._close()
+        if self.newest is not None:
+            shutil.rmtree(self.newest, ignore_errors=True)
+            self.newest = None
+
     def tidy(self) -> None:
         """Remove what is older than the newest one, and what was not finished."""
         sync(self._folder)
@@ -88,14 +102,10 @@ class Snapshots:
             if folder != self.newest:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    @property
-    def _next(self) -> Path:
-        number = 0 if self.newest is None else int(self.newest.name.removeprefix("snapshot-")) + 1
-        return self._folder / f"snapshot-{number:08d}"
-
-    @property
-    def _temporary(self) -> Path:
-        return self._folder / f".{self._next.name}.tmp"
+    def _close(self) -> None:
+        if self._journal is not None:
+            os.close(self._journal)
+            self._journal = None
 
 
 def clean(folder: Path, keeps_snapshots: bool) -> None:

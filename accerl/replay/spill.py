@@ -101,12 +101,14 @@ class SegmentFiles:
             trajectory: of the entry, when it was in memory.
         """
         with self._writing:
+            is_new = entry.file is None
             if entry.file is None:
                 entry.file = self._write(entry, trajectory)
-                if self._kept is not None and not (entry.is_held or entry.batch is not None):
+                if self._kept is not None and not entry.is_held and entry.batch is None:
                     self._kept.append(entry.file)
-                sync(entry.file)
             _link(entry.file, target)
+        if is_new:
+            sync(target)
 
     def adopt(self, entry: Entry, file: Path) -> None:
         """The entry is what `file` holds, which stays where it is."""

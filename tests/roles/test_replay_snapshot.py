@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -215,6 +217,24 @@ def test_a_full_disk_leaves_the_snapshot_before(tmp_path: Path, monkeypatch: pyt
     shard.replay.sample(3)
     shard.snapshots.abandon()
     assert held(shard.restored().replay) == held(shard.replay) == {"0": (1, 0)}
+
+
+def test_a_journal_that_cannot_be_written_takes_its_snapshot_with_it(tmp_path: Path, monkeypatch: Any) -> None:
+    """Otherwise it would bring back what was used up."""
+
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    shard = Shard(tmp_path, sized())
+    shard.replay.push(segment(3, 0))
+    shard.snapshot()
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "write", full)
+        assert shard.replay.sample(3)
+    assert not any(tmp_path.glob("snapshot-*"))
+    shard.replay.sample(3)
+    shard.snapshot()
+    assert held(shard.restored().replay) == {"0": (2, 0)}
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------------

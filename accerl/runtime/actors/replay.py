@@ -120,9 +120,8 @@ class ReplayActor(Role):
             try:
                 await asyncio.to_thread(self._snapshots.write, content)
                 self._snapshots.finish()
-            except OSError as error:  # a full disk must not end the role
-                self._snapshots.abandon()
-                print(f"{self.name}: the snapshot was not written ({error})", file=sys.stderr)
+            except OSError as error:
+                self._give_up_snapshot(error)
             await asyncio.to_thread(self._snapshots.tidy)
 
     async def flush(self) -> None:
@@ -168,9 +167,19 @@ class ReplayActor(Role):
         if is_restart:
             self._restored = {_name(trajectory) for _, _, trajectory in content.segments}
         self._snapshots.begin()
-        self._snapshots.write(content)
-        self._snapshots.finish()
+        try:
+            self._snapshots.write(content)
+            self._snapshots.finish()
+        except OSError as error:
+            self._give_up_snapshot(error)
+            self._snapshots.forget()
         self._snapshots.tidy()
+
+    def _give_up_snapshot(self, error: OSError) -> None:
+        """A full disk must not end the role."""
+        assert self._snapshots is not None
+        self._snapshots.abandon()
+        print(f"{self.name}: the snapshot was not written ({error})", file=sys.stderr)
 
     async def _when_there(self, take: Callable[[], Sequence[Trajectory]], timeout_s: float) -> list[Trajectory]:
         deadline = time.monotonic() + timeout_s
