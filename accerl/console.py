@@ -189,6 +189,7 @@ def lag(status: Mapping[str, Any]) -> str:
     return (
         f"{number(status.get('policy_lag_mean'), 1)} versions, at most {number(status.get('policy_lag_max'))}; "
         f"{number(status.get('discarded_decisions'))} decisions discarded"
+        + (f", {number(status['aged_decisions'])} aged" if status.get("aged_decisions") else "")
     )
 
 

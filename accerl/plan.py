@@ -98,16 +98,17 @@ def _loads(config: RunConfig, costs: Costs) -> list[Load]:
     weights = costs.parameters * costs.weight_bytes
     for number, place in enumerate(all_places[num_ranks:]):
         loads.append(Load(f"inference-{number}", place, 2 * weights / GIB, "weights, and the next version of them"))
-    capacity = config.replay.capacity_decisions
-    loads.append(
-        Load(
-            "replay",
-            "host",
-            capacity * costs.observation_bytes / GIB,
-            f"{capacity} decisions x {_size(costs.observation_bytes)}",
-        )
+    return [*loads, _replay(config, costs), *_simulation(config)]
+
+
+def _replay(config: RunConfig, costs: Costs) -> Load:
+    capacity, shards, limit = (
+        getattr(config.replay, name) for name in ("capacity_decisions", "num_shards", "memory_mb")
     )
-    return [*loads, *_simulation(config)]
+    gib = capacity * costs.observation_bytes / GIB
+    if limit is not None and shards * limit / 1024 < gib:
+        return Load("replay", "host", shards * limit / 1024, f"{shards} shards x {limit} MiB, {gib:.1f} GiB on disk")
+    return Load("replay", "host", gib, f"{capacity} decisions x {_size(costs.observation_bytes)}")
 
 
 def _rank(config: RunConfig, costs: Costs, number: int, place: str) -> Load:

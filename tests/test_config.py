@@ -103,6 +103,23 @@ def test_a_configuration_does_not_change():
             {"limits": {"max_updates": 20}, "learner": {"value_warmup_updates": 20}},
             ("limits.max_updates: 20", "learner.value_warmup_updates=20", "raise it"),
         ),
+        ({"replay": {"order": "fifo"}}, ("replay.max_reuse: 8", "order='fifo'", "use 1")),
+        (
+            {"replay": {"order": "fifo", "max_reuse": 1, "success_share": 0.5}},
+            ("replay.success_share", "order='fifo'", "leave it out"),
+        ),
+        (
+            {"replay": {"order": "ring"}, "rollout": {"max_policy_lag": 3}},
+            ("replay.order: 'ring'", "rollout.max_policy_lag=3", "use 'least_used'"),
+        ),
+        (
+            {"replay": {"max_age_versions": 4}, "mode": "sync"},
+            ("replay.max_age_versions: 4", "mode='sync'", "leave one of them out"),
+        ),
+        (
+            {"replay": {"success_share": 0.5}, "mode": "barrier"},
+            ("replay.success_share: 0.5", "mode='barrier'", "leave it out"),
+        ),
     ],
 )
 def test_fields_that_cannot_work_together_are_both_named(fields, named):

@@ -38,6 +38,12 @@ def test_the_learner_needs_sixteen_bytes_a_parameter_and_its_activations():
     assert plan.refusals == []
 
 
+def test_images_that_do_not_fit_in_the_replay_s_memory_are_on_disk():
+    config = {"capacity_decisions": 2**20, "num_shards": 2, "memory_mb": 256}
+    replay = planned(Machine(gpus=2, gpu_gib=80), replay=config).loads[2]
+    assert (replay.gib, replay.parts) == (0.5, "2 shards x 256 MiB, 1.0 GiB on disk")
+
+
 def test_copies_of_the_weights_are_counted():
     plan = planned(Machine(gpus=2), learner={"average_decay": 0.9}, objective={"reference_kl": 0.1})
     assert plan.loads[0].gib == 16 + 2 * 2 + 8 * 0.5

@@ -129,6 +129,7 @@ class RunConfig(Section):
                 "objective.value_loss: 'bce' needs returns in [0, 1], not those of env.reward='dense'; use 'mse'",
             ),
             *self._conflicts_of_groups(longest),
+            *self._conflicts_of_the_replay(lag),
             (
                 self.inference.batch_size > self.num_slots,
                 f"inference.batch_size: {self.inference.batch_size} can never fill from rollout.num_workers * "
@@ -155,6 +156,27 @@ class RunConfig(Section):
                 limits.max_updates is not None and limits.max_updates <= learner.value_warmup_updates,
                 f"limits.max_updates: {limits.max_updates} ends the run inside learner.value_warmup_updates="
                 f"{learner.value_warmup_updates}, so the policy would never train; raise it",
+            ),
+        ]
+
+    def _conflicts_of_the_replay(self, lag: int | None) -> list[tuple[bool, str]]:
+        """A bound on staleness already says which decisions a batch is made of, and that none is dropped."""
+        replay = self.replay
+        bound = f"rollout.max_policy_lag={lag}" if self.mode == "async" else f"mode={self.mode!r}"
+        return [
+            (
+                lag is not None and replay.order == "ring",
+                f"replay.order: 'ring' overwrites unused decisions, which {bound} waits for; use 'least_used'",
+            ),
+            (
+                lag is not None and replay.max_age_versions is not None,
+                f"replay.max_age_versions: {replay.max_age_versions} would drop unused decisions, which {bound} waits "
+                f"for, and that bounds their age already; leave one of them out",
+            ),
+            (
+                lag is not None and replay.success_share is not None,
+                f"replay.success_share: {replay.success_share} cannot choose, as {bound} says what a batch is made of; "
+                f"leave it out",
             ),
         ]
 

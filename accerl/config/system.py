@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from accerl.config.sections import NonNegative, Positive, PositiveFloat, Section
+from accerl.config.sections import Fraction, NonNegative, Positive, PositiveFloat, Section
 
 
 class RolloutConfig(Section):
@@ -58,10 +58,50 @@ class ReplayConfig(Section):
     """Processes that hold it."""
     capacity_decisions: Positive = 4096
     """Decisions kept over all shards; when full, the oldest used ones go, and an unused one is waited for."""
+    order: Literal["least_used", "fifo", "ring"] = "least_used"
+    """Which decisions are trained on next. `least_used`: those that were used the fewest times, among equals at random
+    (with `max_reuse = 1` as they come). `fifo`: each once, as they came, for which `max_reuse` must be 1. `ring`: a
+    decision at random, all alike, and the whole segment around it; when full, the oldest is overwritten whether or not
+    it was used, which counts as discarded. That is what most published systems do, for comparison."""
     max_reuse: Positive = 8
-    """Times that a decision may be trained on."""
+    """Times that a decision may be trained on; a ring without such a limit: a large number."""
     min_decisions: Positive = 512
     """Decisions that must have arrived before training starts."""
+    max_age_versions: NonNegative | None = None
+    """Versions that a decision may be behind the newest one to be trained on; a segment goes with its oldest decision.
+    What was never used goes too, and is counted as aged; none: nothing goes unused."""
+    success_share: Fraction | None = None
+    """Share of a batch's decisions from episodes that succeeded, as far as there are enough of both; none: no matter.
+    It changes the distribution that is trained on: what is estimated is not the return of the policy that plays, but of
+    one that succeeds this often. Success is known when an episode ends: until then its segments count as not
+    successful, and for good those that lie in another shard than its end, or were used up before it."""
+    memory_mb: Positive | None = None
+    """Of images in a shard's memory, MiB; beyond it those that are least likely to be used next are in files, in the
+    run's folder; none: all are in memory."""
+    snapshots: bool = True
+    """Write what the shards hold whenever a checkpoint is written. One that is restarted goes on with what of it was
+    not used up since, a run that is resumed with what they held at its checkpoint; `max_reuse` holds all the same.
+    Costs the disk up to twice what the replay holds. Where staleness is bounded nothing is written: when a shard is
+    back, other episodes have taken the places of those that it lost."""
+
+    @property
+    def streams(self) -> bool:
+        """Decisions are trained on once, as they come, so that no batch has to be waited for."""
+        return self.max_reuse == 1 and self.order != "ring" and self.success_share is None
+
+    @model_validator(mode="after")
+    def _order_fits(self) -> Self:
+        if self.order == "fifo" and self.max_reuse > 1:
+            raise ValueError(
+                f"max_reuse: {self.max_reuse} does not fit order='fifo', which uses a decision once; use 1, or "
+                f"order='least_used'"
+            )
+        if self.order == "fifo" and self.success_share is not None:
+            raise ValueError(
+                "success_share: chooses among the decisions, which order='fifo' gives as they came; leave it out, or "
+                "use order='least_used' with max_reuse=1"
+            )
+        return self
 
 
 class TaskConfig(Section):

@@ -22,6 +22,8 @@ from accerl.checkpoint import list_checkpoints, load_checkpoint
 from accerl.config import ConfigError, RunConfig
 from accerl.files import append_line
 from accerl.metrics import MetricsWriter, RunMetrics, rewind
+from accerl.replay.journal import clean
+from accerl.replay.snapshot import Checkpoint
 from accerl.runtime import knobs
 from accerl.runtime.board import Board
 from accerl.runtime.crew import Crew
@@ -53,6 +55,7 @@ class Controller:
         self._incidents = Incidents(config.folder)
         self._readings = Readings(config)
         self._updates = 0
+        self._version = 0
         self._resume()
         self._writer = MetricsWriter(config.folder)
         self._weights: Board[tuple[int, list[Any]]] = Board((0, []))
@@ -65,7 +68,9 @@ class Controller:
     async def run(self) -> str:
         """Place the roles and keep them at work until the run has ended; returns the final state."""
         try:
-            await self._crew.start(self._start, ray.get_runtime_context().current_actor)
+            first = self._dispatcher.admission.state_dict()["number"]
+            checkpoint = Checkpoint(version=self._version, first_episode=first)
+            await self._crew.start(self._start, ray.get_runtime_context().current_actor, checkpoint)
             self._metrics.start_clock()
             self._set_state("running")
             report = asyncio.create_task(self._report())
@@ -81,6 +86,7 @@ class Controller:
         finally:
             self._writer.close()
             self._crew.end()
+            clean(self._config.folder / "replay", keeps_snapshots=self.progress < 1)
         return self._state
 
     # --- what the roles call ------------------------------------------------------------------------------------
@@ -162,7 +168,9 @@ class Controller:
         return await self._crew.directory.newer(seen, timeout_s)
 
     async def snapshot(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the run beside the learner."""
+        """What a checkpoint keeps of the run beside the learner; the replay writes its part by itself."""
+        if self.progress < 1:
+            self._crew.save_replay()
         self._metrics.tick()
         return {
             "tasks": self._tasks.state_dict(),
@@ -292,5 +300,5 @@ class Controller:
         self._tasks.load_state_dict(run["tasks"])
         self._metrics.load_state_dict(run["metrics"])
         self._dispatcher.admission.load_state_dict(run["admission"])
-        self._updates = learner["updates"]
+        self._updates, self._version = learner["updates"], learner["version"]
         rewind(self._config.folder / "metrics.jsonl", self._metrics.decisions)

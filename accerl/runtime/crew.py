@@ -11,6 +11,7 @@ from typing import Any
 from ray.exceptions import RayError
 
 from accerl.config import ConfigError, RunConfig, suggest
+from accerl.replay.snapshot import Checkpoint
 from accerl.runtime.board import Board
 from accerl.runtime.dispatcher import Dispatcher
 from accerl.runtime.placement import Roles, health
@@ -45,9 +46,9 @@ class Crew:
     def learner(self) -> Any:
         return self.roles[LEARNER]
 
-    async def start(self, start: Path, controller: Any) -> None:
+    async def start(self, start: Path, controller: Any, checkpoint: Checkpoint) -> None:
         """Place everybody. Raises what a constructor raised."""
-        self.roles = Roles(self._config, start, controller)
+        self.roles = Roles(self._config, start, controller, checkpoint)
         await self.roles.wait_until_ready()
         await self._open(self.roles.of("replay"))
 
@@ -64,6 +65,11 @@ class Crew:
             self._watches = {name: task for name, task in self._watches.items() if not task.done() or name == LEARNER}
             self._leaving = {name: task for name, task in self._leaving.items() if not task.done()}
         learner.result()
+
+    def save_replay(self) -> None:
+        """Let every shard write a snapshot, beside its work."""
+        for shard in self.directory.value.giving.values():
+            shard.snapshot.remote()
 
     def end(self) -> None:
         for task in (*self._watches.values(), *self._leaving.values()):

@@ -121,7 +121,7 @@ class InlineRun:
             while self.replay.pushed_decisions >= self._next_update and self.progress < 1:
                 self._next_update += self._decisions_per_update
                 if self.config.max_policy_lag is None:
-                    self._learn(self.replay.sample(self.config.learner.batch_decisions))
+                    self._learn(self.replay.sample(self.config.learner.batch_decisions, self.learner.version))
             self._changed.notify_all()
 
     def _close_batches(self) -> None:

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from accerl.config import ConfigError, RunConfig
+from accerl.replay.snapshot import Checkpoint
 from accerl.runtime.actors import InferenceActor, LearnerActor, RankActor, ReplayActor, RolloutActor, Wiring
 from accerl.runtime.requests_zmq import KeyPair
 
@@ -40,7 +42,7 @@ class Roles:
         ConfigError: the cluster has too few GPUs for `placement`.
     """
 
-    def __init__(self, config: RunConfig, start: Path, controller: Any):
+    def __init__(self, config: RunConfig, start: Path, controller: Any, checkpoint: Checkpoint):
         self._config = config
         self._wiring = Wiring(
             controller=controller,
@@ -49,6 +51,8 @@ class Roles:
             policy=json.loads((start / "policy.json").read_text()),
             server_keys=KeyPair.make(),
             client_keys=KeyPair.make(),
+            started=uuid.uuid4().hex,
+            checkpoint=checkpoint,
         )
         self._actors: dict[str, Any] = {}
         self._numbers = dict.fromkeys(KINDS, 0)

@@ -60,6 +60,7 @@ class Readings:
             "replay_unused": sum(shard["unused"] for shard in shards),
             "replay_lent": sum(shard["lent"] for shard in shards),
             "discarded_decisions": sum(shard["discarded"] for shard in shards),
+            "aged_decisions": sum(shard["aged"] for shard in shards),
         }
 
     def _rates(self, changes: list[tuple[str, dict[str, float]]]) -> dict[str, float]:

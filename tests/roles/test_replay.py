@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,8 +87,9 @@ def test_the_replay_behaves_like_its_model():
     run_state_machine_as_test(ReplayMachine, settings=settings(max_examples=60, stateful_step_count=30))
 
 
-def small(**fields: int) -> Replay:
-    return Replay(ReplayConfig(**{"capacity_decisions": 6, "max_reuse": 2, "min_decisions": 1} | fields))
+def small(**fields: Any) -> Replay:
+    sizes: dict[str, Any] = {"capacity_decisions": 6, "max_reuse": 2, "min_decisions": 1}
+    return Replay(ReplayConfig(**sizes | fields))
 
 
 def test_a_full_replay_says_no_until_the_oldest_decisions_were_used():

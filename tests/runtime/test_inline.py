@@ -107,6 +107,26 @@ def test_what_the_last_episodes_bring_may_find_the_replay_full():
     assert run.learner.updates == 2
 
 
+@pytest.mark.parametrize(
+    "replay",
+    [
+        {"replay.order": "fifo", "replay.max_reuse": 1},
+        {"replay.order": "ring", "replay.max_age_versions": 2},
+        {"replay.success_share": 0.5},
+    ],
+    ids=str,
+)
+def test_every_order_of_the_replay_trains_and_repeats_itself(replay):
+    ages: list[float] = []
+    first, second = (inline(replay, on_update=lambda metrics: ages.append(metrics["policy_lag_max"])) for _ in range(2))
+    first.run()
+    second.run()
+    parameters, others = first.learner.policy.state_dict(), second.learner.policy.state_dict()
+    assert first.learner.updates == 4
+    assert all(torch.equal(parameters[name], others[name]) for name in parameters)
+    assert max(ages) <= replay.get("replay.max_age_versions", 4)
+
+
 @pytest.mark.parametrize("mode", ["async", "sync"])
 def test_groups_are_compared_and_trained_on(mode):
     """Their advantages add up to nothing within a group, so that the first loss, with ratios of 1, is near 0."""

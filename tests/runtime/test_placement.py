@@ -11,6 +11,7 @@ import pytest
 import ray
 
 from accerl.config import ConfigError, RunConfig, merge
+from accerl.replay.snapshot import Checkpoint
 from accerl.runtime import placement
 from accerl.runtime.placement import Roles, shared_gpus, total_gpus
 
@@ -48,7 +49,7 @@ def devices(config: RunConfig, start: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Of each role."""
     (start / "policy.json").write_text(json.dumps({"kind": "tiny_vla"}))
     monkeypatch.setattr(placement, "KINDS", dict.fromkeys(placement.KINDS, Somebody))
-    roles = Roles(config, start, controller=None)
+    roles = Roles(config, start, controller=None, checkpoint=Checkpoint(version=0, first_episode=0))
     try:
         return {name: ray.get(actor.health.remote(), timeout=60) for name, actor in roles.named()}
     finally:

@@ -75,7 +75,7 @@ class LearnerActor(Role):
         self._source.reclaim()
         publisher = BackgroundPublisher(make_sender(config, self._controller), config.weights.trainable_only)
         publisher.publish(self._policy, self._learner.version)
-        streams = config.max_policy_lag is not None or config.replay.max_reuse == 1
+        streams = config.max_policy_lag is not None or config.replay.streams
         prefetcher = Prefetcher(self._source, self._pack, config.learner, self._learner.version, streams, self.tracer)
         try:
             self._loop(steering, prefetcher, publisher)

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
+from safetensors import SafetensorError
 
 from accerl.config import RunConfig
 from accerl.groups import groups_of
 from accerl.replay import Replay
+from accerl.replay.journal import Snapshots
+from accerl.replay.snapshot import Checkpoint
+from accerl.replay.spill import SegmentFiles
 from accerl.rollout import derive_seed
 from accerl.runtime.actors.role import Role, Wiring
 from accerl.trajectories import TrajectorySample
 from accerl.types import BatchRule, Trajectory
+
+RECENT_BYTES = 32 * 2**20
+"""Of the images that `recent` can give."""
 
 
 class ReplayActor(Role):
@@ -24,18 +34,28 @@ class ReplayActor(Role):
 
     def __init__(self, config: RunConfig, index: int, wiring: Wiring):
         super().__init__(config, f"replay-{index}")
-        self._replay = Replay(config.replay, derive_seed(config.seed, index, 7), groups_of(config))
+        self._folder = config.folder / "replay" / f"shard-{index}"
+        self._files, self._snapshots = self._open_folder(config, wiring)
+        seed = derive_seed(config.seed, index, 7)
+        self._replay = Replay(config.replay, seed, groups_of(config), self._files, self._snapshots)
+        self._restored: set[tuple[str, int, int]] = set()
+        self._saving = asyncio.Lock()
+        self._restore(wiring.checkpoint)
         self._changed = asyncio.Condition()
-        self._recent: deque[Trajectory] = deque(maxlen=32)
+        self._recent: deque[Trajectory] = deque()
+        self._recent_bytes = 0
         self._sample = TrajectorySample(config.folder / "trajectories")
         self._left = asyncio.Event()
 
     async def run(self, incarnation: int) -> None:
         """Until it was closed."""
         await self._left.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     async def push(self, trajectory: Trajectory) -> bool:
         """Take ownership, waiting for room; False if the shard was closed."""
+        if _name(trajectory) in self._restored:  # the process before this one died before it could answer
+            return True
         own = replace(
             trajectory,
             **{
@@ -50,7 +70,7 @@ class ReplayActor(Role):
             if self._left.is_set():
                 return False
             self._changed.notify_all()
-        self._recent.append(own)
+        self._remember(own)
         await asyncio.to_thread(self._sample.offer, own)
         return True
 
@@ -90,6 +110,25 @@ class ReplayActor(Role):
         """Numbers of the episodes of which it holds segments that were not trained on yet."""
         return self._replay.episodes
 
+    async def snapshot(self) -> None:
+        """Write what it holds, if the run keeps that, and unless it is still at it."""
+        if self._snapshots is None or self._saving.locked():
+            return
+        async with self._saving:
+            content = self._replay.content()
+            self._snapshots.begin()
+            try:
+                await asyncio.to_thread(self._snapshots.write, content)
+                self._snapshots.finish()
+            except OSError as error:
+                self._give_up_snapshot(error)
+            await asyncio.to_thread(self._snapshots.tidy)
+
+    async def flush(self) -> None:
+        """Finish the snapshot too."""
+        async with self._saving:
+            await super().flush()
+
     async def health(self) -> dict[str, float]:
         replay = self._replay
         return {
@@ -99,22 +138,70 @@ class ReplayActor(Role):
             "unused": replay.unused_decisions,
             "lent": replay.lent_decisions,
             "discarded": replay.discarded_decisions,
+            "aged": replay.aged_decisions,
         }
+
+    def _open_folder(self, config: RunConfig, wiring: Wiring) -> tuple[SegmentFiles | None, Snapshots | None]:
+        """Empty but for snapshots."""
+        keeps = config.replay.snapshots and config.max_policy_lag is None
+        if not keeps:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        if not (keeps or config.replay.memory_mb):
+            return None, None
+        files = SegmentFiles(self._folder / "segments", config.replay.memory_mb, config.replay.order)
+        return files, Snapshots(self._folder, files, wiring.started) if keeps else None
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Go on with the newest snapshot, and write what is left of it as one of its own."""
+        if self._snapshots is None or self._snapshots.newest is None:
+            return
+        is_restart = self._snapshots.is_of_this_start
+        try:
+            self._replay.load(self._snapshots.newest, None if is_restart else checkpoint)
+        except (OSError, ValueError, SafetensorError) as error:
+            if self._files is not None:
+                self._files.clear()
+            print(f"{self.name}: begins empty, its snapshot is not readable ({error})", file=sys.stderr)
+            return
+        content = self._replay.content()
+        if is_restart:
+            self._restored = {_name(trajectory) for _, _, trajectory in content.segments}
+        self._snapshots.begin()
+        try:
+            self._snapshots.write(content)
+            self._snapshots.finish()
+        except OSError as error:
+            self._give_up_snapshot(error)
+            self._snapshots.forget()
+        self._snapshots.tidy()
+
+    def _give_up_snapshot(self, error: OSError) -> None:
+        """A full disk must not end the role."""
+        assert self._snapshots is not None
+        self._snapshots.abandon()
+        print(f"{self.name}: the snapshot was not written ({error})", file=sys.stderr)
 
     async def _when_there(self, take: Callable[[], Sequence[Trajectory]], timeout_s: float) -> list[Trajectory]:
         deadline = time.monotonic() + timeout_s
         async with self._changed:
-            while not (trajectories := self._timed(take)):
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    return []
-                try:
+            while not (trajectories := self._timed(take)) and (remaining := deadline - time.monotonic()) > 0:
+                with suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), remaining)
-                except TimeoutError:
-                    return []
-            self._changed.notify_all()
+            self._changed.notify_all()  # there is room where something was taken, or had become too old
         return list(trajectories)
+
+    def _remember(self, trajectory: Trajectory) -> None:
+        """Among the newest ones, which stay in memory even when the replay has let them go."""
+        self._recent.append(trajectory)
+        self._recent_bytes += trajectory.images.nbytes
+        while len(self._recent) > 32 or (self._recent_bytes > RECENT_BYTES and len(self._recent) > 1):
+            self._recent_bytes -= self._recent.popleft().images.nbytes
 
     def _timed(self, take: Callable[[], Sequence[Trajectory]]) -> Sequence[Trajectory]:
         with self.tracer.span("sample"):
             return take()
+
+
+def _name(trajectory: Trajectory) -> tuple[str, int, int]:
+    """No other segment of the run has it."""
+    return trajectory.origin, trajectory.episode, int(trajectory.episode_step[0])

@@ -17,6 +17,7 @@ from accerl.checkpoint import load_policy
 from accerl.config import RunConfig
 from accerl.policies import build_policy
 from accerl.protocols import Policy
+from accerl.replay.snapshot import Checkpoint
 from accerl.runtime.requests_zmq import KeyPair
 from accerl.trace import Tracer
 
@@ -38,6 +39,10 @@ class Wiring:
     """Of the services, where requests come over the network."""
     client_keys: KeyPair
     """Of the workers, likewise."""
+    started: str
+    """Differs from one start of the run to the next."""
+    checkpoint: Checkpoint
+    """That this start goes on from."""
 
     def make_policy(self, config: RunConfig) -> Policy:
         """A policy for the learner's weights; with those of the start only where the learner does not send all."""

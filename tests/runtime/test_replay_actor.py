@@ -1,0 +1,137 @@
+"""The shard's actor without a cluster: what it restores, what it refuses to take twice, who is told of room."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accerl import trajectories
+from accerl.config import RunConfig, merge
+from accerl.replay.snapshot import Checkpoint
+from accerl.runtime.actors import ReplayActor, Wiring
+from accerl.types import Trajectory
+from tests.roles.fakes import trajectory
+from tests.roles.test_replay_orders import segment
+
+CHECKPOINT = Checkpoint(version=3, first_episode=2)
+
+
+def actor(root: Path, started: str = "first", **fields: Any) -> ReplayActor:
+    sizes = {"capacity_decisions": 64, "min_decisions": 1, "max_reuse": 2}
+    small = {"rollout": {"segment_decisions": 4}, "learner": {"batch_decisions": 8}, "trace": {"enabled": False}}
+    config = RunConfig(**merge({"root": root, "replay": sizes, **small}, fields))
+    wiring: dict[str, Any] = dict.fromkeys(Wiring.__dataclass_fields__)
+    return ReplayActor(config, 0, Wiring(**wiring | {"started": started, "checkpoint": CHECKPOINT}))
+
+
+async def filled(shard: ReplayActor) -> ReplayActor:
+    for number in range(4):
+        assert await shard.push(trajectory(3, seed=number, episode=number))
+    await shard.snapshot()
+    return shard
+
+
+def episodes(shard: ReplayActor) -> list[int]:
+    return sorted(asyncio.run(shard.episodes()))
+
+
+def test_a_restarted_shard_holds_what_the_one_before_held_and_takes_none_of_it_again(tmp_path: Path) -> None:
+    async def play() -> None:
+        first = await filled(actor(tmp_path))
+        await first.sample(3, batch=9, timeout_s=1)
+        second = actor(tmp_path)
+        assert await second.push(trajectory(3, seed=1, episode=1)), "its worker had no answer"
+        health = await second.health()
+        assert (health["decisions"], health["unused"], health["lent"], health["progress"]) == (12, 9, 3, 12)
+        assert await second.push(trajectory(3, seed=1, first_step=3, episode=1))
+        assert (await second.health())["decisions"] == 15
+
+    asyncio.run(play())
+
+
+def test_a_shard_of_a_resumed_run_holds_no_episode_that_is_played_again(tmp_path: Path) -> None:
+    asyncio.run(filled(actor(tmp_path)))
+    resumed = actor(tmp_path, started="second")
+    assert episodes(resumed) == [0, 1]
+    assert episodes(actor(tmp_path, started="second")) == [0, 1], "it has a snapshot of its own at once"
+    asyncio.run(resumed.push(trajectory(3, seed=1, episode=2)))
+    assert episodes(resumed) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"replay.snapshots": False},
+        {"rollout.max_policy_lag": 1, "rollout.episodes_per_round": 2},
+        {"mode": "sync", "rollout.episodes_per_round": 2},
+    ],
+    ids=str,
+)
+def test_nothing_is_written_where_nothing_would_be_restored(fields: dict[str, Any], tmp_path: Path) -> None:
+    asyncio.run(filled(actor(tmp_path, **fields)))
+    assert not (tmp_path / "run" / "replay").exists() or not any((tmp_path / "run" / "replay").iterdir())
+    assert episodes(actor(tmp_path, **fields)) == []
+
+
+def test_a_snapshot_that_cannot_be_read_leaves_an_empty_shard(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    asyncio.run(filled(actor(tmp_path)))
+    (snapshot,) = (tmp_path / "run" / "replay" / "shard-0").glob("snapshot-*")
+    next(snapshot.glob("*.safetensors")).write_bytes(b"torn")
+    second = actor(tmp_path)
+    assert episodes(second) == []
+    assert "begins empty" in capsys.readouterr().err
+    asyncio.run(filled(second))
+    assert episodes(actor(tmp_path)) == [0, 1, 2, 3]
+
+
+def test_a_snapshot_that_does_not_fit_on_the_disk_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    save = trajectories.save
+
+    def full(path: Path, trajectory: Trajectory) -> None:
+        if trajectory.episode > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(path, trajectory)
+
+    async def play() -> None:
+        shard = await filled(actor(tmp_path))
+        monkeypatch.setattr(trajectories, "save", full)
+        await shard.push(trajectory(3, seed=9, episode=9))
+        await shard.snapshot()
+
+    asyncio.run(play())
+    assert "the snapshot was not written" in capsys.readouterr().err
+    assert episodes(actor(tmp_path)) == [0, 1, 2, 3]
+
+
+def test_a_worker_that_waits_for_room_goes_on_when_what_is_too_old_is_let_go(tmp_path: Path) -> None:
+    async def play() -> None:
+        limits: dict[str, Any] = {"replay.max_age_versions": 1, "replay.capacity_decisions": 16}
+        shard = actor(tmp_path, **limits)
+        for number in range(4):
+            await shard.push(segment(4, number))
+        waiting = asyncio.create_task(shard.push(replace(segment(4, 9, version=5), episode=1)))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        assert await shard.sample(4, batch=5, timeout_s=0.05) == []
+        assert await asyncio.wait_for(waiting, 5)
+        assert (await shard.health())["aged"] == 16
+
+    asyncio.run(play())
+
+
+def test_the_newest_trajectories_are_kept_up_to_a_number_and_a_size(tmp_path: Path) -> None:
+    async def play() -> None:
+        larger: dict[str, Any] = {"replay.capacity_decisions": 256}
+        shard = actor(tmp_path, **larger)
+        for number in range(40):
+            await shard.push(trajectory(1, seed=number, episode=number))
+        assert [each.episode for each in await shard.recent(100)] == list(range(8, 40))
+
+    asyncio.run(play())
