@@ -41,7 +41,7 @@ WRONG = [
     ("train --objective.kind trpo", "objective.kind", "'gipo', 'ppo'"),
     ("train --objective.discount 1.5", "objective.discount", "less than or equal to 1"),
     ("train --objective.value-loss bce --env.reward dense", "objective.value_loss", "use 'mse'"),
-    ("train --objective.normalize-advantages maybe", "maybe", "belongs to no option"),
+    ("train --objective.group-scale maybe", "maybe", "belongs to no option"),
     ("train --inference.batch-size 64", "inference.batch_size", "16 slots; use at most that"),
     ("train --replay.min-decisions 9999", "replay.min_decisions", "training would never start"),
     ("train --limits.max-updates 5", "limits.max_updates", "learner.value_warmup_updates=20"),
