@@ -1,6 +1,6 @@
 """Command lines as dotted names of fields, laid over a configuration file and checked by the models that Python uses.
 
---learner.policy-lr 1e-4   --env.tasks=red,blue   --no-objective.normalize-advantages   --limits.max-updates none
+--learner.policy-lr 1e-4   --env.tasks=red,blue   --no-objective.group-scale   --limits.max-updates none
 --env libero_goal   a suite with its own defaults, in the place of the whole section
 """
 
