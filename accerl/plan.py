@@ -102,9 +102,7 @@ def _loads(config: RunConfig, costs: Costs) -> list[Load]:
 
 
 def _replay(config: RunConfig, costs: Costs) -> Load:
-    capacity, shards, limit = (
-        getattr(config.replay, name) for name in ("capacity_decisions", "num_shards", "memory_mb")
-    )
+    capacity, shards, limit = config.replay.capacity_decisions, config.replay.num_shards, config.replay.memory_mb
     gib = capacity * costs.observation_bytes / GIB
     if limit is not None and shards * limit / 1024 < gib:
         return Load("replay", "host", shards * limit / 1024, f"{shards} shards x {limit} MiB, {gib:.1f} GiB on disk")

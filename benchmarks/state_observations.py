@@ -7,6 +7,7 @@ instruction ───────────┴─► MLP with the time ─► 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from accerl.config import EnvConfig, PolicyConfig
-from accerl.envs.decision import DecisionLoop, Step, chosen_task
-from accerl.envs.metaworld_simulator import Simulator
-from accerl.envs.metaworld_tasks import INSTRUCTIONS
+from accerl.envs.metaworld import MetaWorld
 from accerl.policies.action_tokens import soft_labels, to_actions, to_tokens
 from accerl.policies.tiny_vla import radial_basis, sample_tokens
 from accerl.types import Blob, ChunkResult, EnvSpec, Evaluation, Observation, ObservationBatch, PolicyOutput
@@ -30,65 +29,38 @@ SMALLEST_DEVIATION = 1e-2
 
 
 class StateMetaWorld:
-    """An `Env`: `proprio` is the whole state that Meta-World's scripted experts see, images there are none."""
+    """`MetaWorld` without a camera, whose `proprio` is the whole state that its scripted experts see."""
 
     def __init__(self, config: EnvConfig, tasks: Sequence[str]):
-        self.spec = EnvSpec(
-            tasks=tuple(tasks),
-            num_cameras=0,
-            image_size=IMAGE_SIZE,
-            proprio_dim=STATE_DIM,
-            action_dim=ACTION_DIM,
-            chunk_length=config.chunk_length,
-            steps_per_action=config.steps_per_action,
-            max_decisions=config.max_decisions,
-        )
-        self.task = self.spec.tasks[0]
-        self._loop = DecisionLoop(self.spec)
-        self._random = np.random.default_rng()
-        self._simulators: dict[str, Simulator] = {}
+        self._env = MetaWorld(config.model_copy(update={"cameras": (), "image_size": IMAGE_SIZE}), tuple(tasks))
+        self.spec = replace(self._env.spec, proprio_dim=STATE_DIM)
+
+    @property
+    def task(self) -> str:
+        return self._env.task
 
     @property
     def privileged(self) -> np.ndarray:
-        return self._simulator.privileged
+        return self._env.privileged
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        self.task = chosen_task(self.spec, options)
-        if seed is not None:
-            self._random = np.random.default_rng(seed)
-        self._simulator.reset(self._random)
-        self._loop.start()
-        return self._observe(), {"task": self.task}
+        observation, info = self._env.reset(seed=seed, options=options)
+        return self._with_state(observation), info
 
     def step_chunk(self, actions: np.ndarray, on_step: Callable[[], None] | None = None) -> ChunkResult:
-        return self._loop.run(actions, self._step, self._observe, on_step)
+        result = self._env.step_chunk(actions, on_step)
+        return result._replace(observation=self._with_state(result.observation))
 
     def render(self, size: int) -> np.ndarray:
-        self._loop.check_started()
-        return self._simulator.render("workspace", size, film=True)
+        return self._env.render(size)
 
     def close(self) -> None:
-        for simulator in self._simulators.values():
-            simulator.close()
-        self._simulators.clear()
-        self._loop = DecisionLoop(self.spec)
+        self._env.close()
 
-    def _step(self, action: np.ndarray) -> Step:
-        _, success = self._simulator.step(action)
-        return Step(float(success), success, False, success)
-
-    def _observe(self) -> Observation:
-        images = np.zeros((0, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-        state = self._simulator.privileged.astype(np.float32)
-        return Observation(images=images, proprio=state, instruction=INSTRUCTIONS[self.task])
-
-    @property
-    def _simulator(self) -> Simulator:
-        if self.task not in self._simulators:
-            self._simulators[self.task] = Simulator(self.task)
-        return self._simulators[self.task]
+    def _with_state(self, observation: Observation) -> Observation:
+        return {**observation, "proprio": self.privileged.astype(np.float32)}
 
 
 class StatePolicy(nn.Module):

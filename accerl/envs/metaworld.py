@@ -10,7 +10,7 @@ import numpy as np
 from accerl.config import EnvConfig
 from accerl.envs.decision import DecisionLoop, Step, chosen_task, spec_of
 from accerl.envs.metaworld_simulator import Simulator
-from accerl.envs.metaworld_tasks import INSTRUCTIONS, check
+from accerl.envs.metaworld_tasks import FREE_CAMERAS, INSTRUCTIONS, check
 from accerl.envs.state import pack_random, unpack_random
 from accerl.types import ChunkResult, Observation
 
@@ -65,7 +65,7 @@ class MetaWorld:
     def render(self, size: int) -> np.ndarray:
         """The first camera's view with the whole arm, smoothed, uint8 [size, size, 3]."""
         self._loop.check_started()
-        return self._simulator.render(self._cameras[0], size, film=True)
+        return self._simulator.render((self._cameras or tuple(FREE_CAMERAS))[0], size, film=True)
 
     def close(self) -> None:
         for simulator in self._simulators.values():
@@ -90,8 +90,11 @@ class MetaWorld:
 
     def _observe(self) -> Observation:
         simulator = self._simulator
-        images = [simulator.render(camera, self.spec.image_size, film=False) for camera in self._cameras]
-        return Observation(images=np.stack(images), proprio=simulator.proprio(), instruction=INSTRUCTIONS[self.task])
+        size = self.spec.image_size
+        images = np.zeros((len(self._cameras), size, size, 3), np.uint8)
+        for image, camera in zip(images, self._cameras, strict=True):
+            image[:] = simulator.render(camera, size, film=False)
+        return Observation(images=images, proprio=simulator.proprio(), instruction=INSTRUCTIONS[self.task])
 
     @property
     def _simulator(self) -> Simulator:

@@ -98,15 +98,11 @@ def adapted(policy: Policy, config: PolicyConfig) -> Policy:
     Raises:
         ConfigError: it has additions of another kind.
     """
-    if not isinstance(policy, LowRankPolicy):
-        return (
-            LowRankPolicy(policy, config.lora_rank, config.lora_alpha, config.lora_layers)
-            if config.lora_rank
-            else policy
-        )
     if not config.lora_rank:
-        return policy.merged()
+        return policy.merged() if isinstance(policy, LowRankPolicy) else policy
     wanted = config.lora_rank, config.lora_alpha, config.lora_layers
+    if not isinstance(policy, LowRankPolicy):
+        return LowRankPolicy(policy, *wanted)
     if (found := (policy.rank, policy.alpha, policy.layers)) != wanted:
         raise ConfigError(
             f"policy.lora_rank, lora_alpha, lora_layers: {wanted} are not those of the checkpoint, {found}; use these, "

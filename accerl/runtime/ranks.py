@@ -64,7 +64,7 @@ class RankedLearner:
 
     def begin(self, version: int) -> None:
         """The parameters are of this version."""
-        self._learner.version = version
+        self._learner.begin(version)
         self._everywhere("begin", version)
 
     def revalued(self, batch: Batch) -> Batch:

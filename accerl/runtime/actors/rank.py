@@ -76,7 +76,7 @@ class RankActor(Role):
         return hasattr(self, "learner")
 
     async def begin(self, version: int) -> None:
-        self.learner.version = version
+        self.learner.begin(version)
 
     async def accumulate(self, batch: Batch, counts: bool) -> None:
         await self._call(lambda: self.learner.accumulate(batch, counts))
