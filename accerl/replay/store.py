@@ -51,6 +51,7 @@ class Replay:
         self._compared: deque[Trajectory] = deque()  # for which there was no room yet
         self._capacity = max(1, config.capacity_decisions // config.num_shards)
         self._max_reuse = config.max_reuse
+        self._paced = config.paced
         self._min_decisions = max(1, config.min_decisions // config.num_shards)
         self._overwrites = config.order == "ring"
         self._generator = np.random.default_rng(seed)
@@ -113,6 +114,8 @@ class Replay:
         self._take_in_compared()
         self._let_go_aged(batch)
         if self.pushed_decisions < self._min_decisions or self.num_decisions < num_decisions:
+            return ()
+        if self._is_ahead(num_decisions):
             return ()
         return self._use(self._stock.order.draw(num_decisions), batch)
 
@@ -224,6 +227,12 @@ class Replay:
         if entries:
             self._note("used", entries, batch)
         return given
+
+    def _is_ahead(self, num_decisions: int) -> bool:
+        """More has been used than `max_reuse` times what came after the first batch, and too little is unused."""
+        since = self.pushed_decisions - max(self._min_decisions, num_decisions)
+        is_fresh = self.unused_decisions >= num_decisions
+        return self._paced and not is_fresh and self.sampled_decisions > self._max_reuse * since
 
     def _let_go_aged(self, version: int) -> None:
         """Drop segments with decisions that are too old, used or not."""

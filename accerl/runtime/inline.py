@@ -53,7 +53,8 @@ class InlineRun:
         self.learner = Learner(policy, config.learner, config.objective, reference)
         self.tasks = TaskSampler(config.env.tasks, config.tasks, config.seed)
         self.admission = Admission(config, self.tasks)
-        self.replay = Replay(config.replay, config.seed, groups_of(config))
+        own_pace = config.replay.model_copy(update={"paced": False})
+        self.replay = Replay(own_pace, config.seed, groups_of(config))
         self._server = PolicyServer(copy.deepcopy(policy), config.inference)
         self._published = deque([self.learner.weights()], maxlen=1 + lag)
         self._decisions_per_update = decisions_per_update or config.learner.batch_decisions

@@ -30,7 +30,9 @@ class ReplayMachine(RuleBasedStateMachine):
 
     @initialize(max_reuse=st.integers(1, 3), min_decisions=st.integers(1, 12), seed=st.integers(0, 5))
     def start(self, max_reuse, min_decisions, seed):
-        config = ReplayConfig(capacity_decisions=CAPACITY, max_reuse=max_reuse, min_decisions=min_decisions)
+        config = ReplayConfig(
+            capacity_decisions=CAPACITY, max_reuse=max_reuse, min_decisions=min_decisions, paced=False
+        )
         self.replay = Replay(config, seed)
         self.max_reuse, self.min_decisions = max_reuse, min_decisions
         self.uses: dict[str, int] = {}
@@ -87,8 +89,12 @@ def test_the_replay_behaves_like_its_model():
     run_state_machine_as_test(ReplayMachine, settings=settings(max_examples=60, stateful_step_count=30))
 
 
+def origins(segments: Sequence[Trajectory]) -> set[str]:
+    return {segment.origin for segment in segments}
+
+
 def small(**fields: Any) -> Replay:
-    sizes: dict[str, Any] = {"capacity_decisions": 6, "max_reuse": 2, "min_decisions": 1}
+    sizes: dict[str, Any] = {"capacity_decisions": 6, "max_reuse": 2, "min_decisions": 1, "paced": False}
     return Replay(ReplayConfig(**sizes | fields))
 
 
@@ -207,6 +213,28 @@ def test_what_was_taken_and_not_confirmed_is_unused_again(max_reuse):
     replay.confirm(9)
     assert replay.reclaim() == 0
     assert replay.discarded_decisions == 0
+
+
+def test_a_batch_waits_for_its_share_of_fresh_decisions():
+    replay = small(capacity_decisions=64, max_reuse=4, paced=True, min_decisions=8)
+    for number in range(2):
+        replay.push(named(4, number))
+    assert origins(replay.sample(8)) == {"0", "1"}
+    assert not replay.sample(8), "nothing has come since"
+    replay.push(named(1, 2))
+    assert not replay.sample(8), "one decision can be used four times, and a batch is eight"
+    replay.push(named(1, 3))
+    assert {"2", "3"} < origins(replay.sample(8)), "two can; a batch has its share of them"
+
+
+def test_a_batch_of_fresh_decisions_waits_for_nothing():
+    replay = small(capacity_decisions=64, max_reuse=1, paced=True)
+    replay.push(named(4, 0))
+    replay.push(named(4, 1))
+    assert replay.sample(4, batch=0)
+    assert replay.sample(4, batch=1)
+    replay.reclaim()
+    assert replay.sample(4, batch=2), "what a dead learner had taken is fresh again"
 
 
 def test_samples_are_lent_too():

@@ -18,7 +18,7 @@ from accerl.types import BatchRule, Trajectory
 from tests.roles.fakes import trajectory
 
 CAPACITY = 20
-SIZES: dict[str, Any] = {"capacity_decisions": CAPACITY, "max_reuse": 3, "min_decisions": 1}
+SIZES: dict[str, Any] = {"capacity_decisions": CAPACITY, "max_reuse": 3, "min_decisions": 1, "paced": False}
 PARTS = {size: trajectory(size) for size in range(1, 7)}
 KINDS: tuple[dict[str, Any], ...] = (
     {},
