@@ -3,6 +3,7 @@
 checkpoints/step-00000120/
     policy.json policy.safetensors      what rebuilds the policy
     learner.json learner.safetensors    optimizer, counters
+    proximal.safetensors                what decoupled PPO clips around, if that is a snapshot
     run.json                            what the other roles need to go on
 """
 
@@ -25,6 +26,7 @@ from accerl.policies import build_policy
 from accerl.protocols import Policy
 
 FORMAT = 1
+PROXIMAL = "proximal.safetensors"
 
 
 def save_policy(folder: Path, policy_config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -71,6 +73,8 @@ def save_checkpoint(
         numbers, optimizer = flatten_optimizer(learner["optimizer"])
         save_file(optimizer, temporary / "learner.safetensors")
         content = {"format": FORMAT, **learner, "optimizer": numbers}
+        if (proximal := content.pop("proximal", None)) is not None:
+            save_file(proximal, temporary / PROXIMAL)
         (temporary / "learner.json").write_text(json.dumps(content))
         (temporary / "run.json").write_text(json.dumps(run))
     for old in list_checkpoints(folder)[:-keep]:
@@ -93,6 +97,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if learner.pop("format", None) != FORMAT:
         raise ConfigError(f"resume: {folder} was written in another format; this version reads format {FORMAT}")
     learner["optimizer"] = unflatten_optimizer(learner["optimizer"], tensors)
+    learner["proximal"] = load_file(folder / PROXIMAL) if (folder / PROXIMAL).exists() else None
     return learner, run
 
 

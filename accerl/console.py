@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,14 @@ class Advance(Protocol):
     def __call__(self, note: str = "", by: int = 1) -> None: ...
 
 
+def output() -> Console:
+    """Stdout. A file or a pipe has lines of 120 characters, if the environment's COLUMNS does not say otherwise."""
+    console = Console(highlight=False)
+    if not (console.is_terminal or "COLUMNS" in os.environ):
+        console.width = 120
+    return console
+
+
 def say(text: str) -> None:
     """One unstyled message on stdout, not cut at the width of the terminal."""
     print(text, flush=True)
@@ -40,7 +49,7 @@ def say(text: str) -> None:
 
 def follow(run: Run, console: Console | None = None) -> str:
     """Show the run until it ends; returns its last state. Interrupting this leaves the run as it is."""
-    console = console or Console(highlight=False)
+    console = console or output()
     return _follow_live(run, console) if console.is_terminal else _follow_in_lines(run, console)
 
 
@@ -246,7 +255,7 @@ def duration(seconds: float | None) -> str:
 @contextmanager
 def progress(total: int, what: str) -> Iterator[Advance]:
     """A bar on a terminal, a line for every fifth of the work elsewhere; gives what is called after each piece."""
-    console = Console(highlight=False)
+    console = output()
     started = time.monotonic()
     done = 0
 

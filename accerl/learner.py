@@ -153,8 +153,7 @@ class Learner:
 
     def weights(self) -> Weights:
         """The present parameters, copied to the CPU."""
-        tensors = {name: tensor.detach().cpu().clone() for name, tensor in self.policy.state_dict().items()}
-        return Weights(version=self.version, tensors=tensors)
+        return Weights(version=self.version, tensors=copied(self.policy))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything `update` depends on but the policy's own parameters."""
@@ -163,6 +162,7 @@ class Learner:
             "updates": self.updates,
             "optimizer": self._engine.state_dict(),
             "moments": None if self._last_moments is None else [float(value) for value in self._last_moments],
+            "proximal": None if self._proximal is None else copied(self._proximal),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -170,6 +170,8 @@ class Learner:
         self._engine.load_state_dict(state["optimizer"])
         last = state["moments"]
         self._last_moments = None if last is None else Moments(*torch.tensor(last, dtype=torch.float64))
+        if self._proximal is not None and state["proximal"] is not None:
+            self._proximal.load_state_dict(state["proximal"])
 
     def _learning_rates(self, progress: float) -> tuple[float, float]:
         config = self._config
@@ -284,6 +286,11 @@ class _Waiting:
     policy_lag: Tensor
     estimate: Estimate
     counts: bool
+
+
+def copied(policy: Policy) -> dict[str, Tensor]:
+    """Its parameters, copied to the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in policy.state_dict().items()}
 
 
 def merged(parts: Sequence[tuple[float, dict[str, float]]]) -> dict[str, float]:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
-from accerl.console import duration, say
+from accerl.console import duration, output, say
 from accerl.doctor import machine
 
 EVALUATIONS = {
@@ -65,7 +64,7 @@ def show(figures: Mapping[str, Any]) -> None:
     for key, meaning in EVALUATIONS.items():
         by_task = figures[key]["by_task"]
         table.add_row(meaning, rate(figures[key]), *(f"{by_task[task]['rate']:.2f}" for task in tasks))
-    Console(highlight=False).print(table)
+    output().print(table)
     cores = ", ".join(f"{share:.0%}" for share in figures["cores_busy"])
     say(
         f"\n{figures['decisions']} decisions ({figures['decisions_per_s']:.0f}/s), "

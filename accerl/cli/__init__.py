@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +20,7 @@ from accerl import __version__
 from accerl.cli import attach, clone, convert, demos, doctor, evaluate, plan, status, stop, trace, train
 from accerl.cli.command import Command
 from accerl.config import ConfigError, suggest
+from accerl.console import output
 
 COMMANDS: dict[str, Command[Any]] = {
     command.name: command
@@ -72,7 +73,7 @@ def guarded(action: Callable[[list[str]], int], arguments: list[str]) -> int:
 def _dispatch(arguments: list[str]) -> int:
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
-        Console(highlight=False).print(_help())
+        output().print(_help())
         return DONE
     if name == "--version":
         print(f"accerl {__version__}")

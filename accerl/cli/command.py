@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, get_args, get_origin
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from accerl.cli.options import Options, alternatives, build, from_file, is_section, parse
 from accerl.config import Section
+from accerl.console import output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,7 @@ class Command(Generic[Options]):
     def __call__(self, arguments: Sequence[str]) -> int:
         """Raises ConfigError if the arguments do not fit."""
         if {"-h", "--help"} & set(arguments):
-            Console(highlight=False).print(self.help())
+            output().print(self.help())
             return 0
         values = parse(arguments, self.options, self.positional)
         return self.run(build(self.options, self.base(self.options, values), values))

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from pydantic import model_validator
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from accerl.cli.command import Command
 from accerl.config import ConfigError, Positive, Section
+from accerl.console import output
 
 if TYPE_CHECKING:
     from accerl.doctor import Finding
@@ -45,7 +45,7 @@ def examine(options: DoctorOptions) -> int:
     table = Table.grid(padding=(0, 2))
     for finding in findings:
         table.add_row(f"  {finding.subject}", MARKS[finding.ok], Text(finding.detail))
-    console = Console(highlight=False)
+    console = output()
     console.print(table)
     for finding in findings:
         if finding.remedy:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import model_validator
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -27,7 +26,7 @@ from accerl.config import (
     PositiveFloat,
     Section,
 )
-from accerl.console import progress, say
+from accerl.console import output, progress, say
 from accerl.envs.libero.protocols import PROTOCOLS, describe, leakage
 from accerl.envs.libero.suites import SUITES as LIBERO
 from accerl.episode_pool import PoolConfig
@@ -128,7 +127,7 @@ def evaluate(options: EvalOptions) -> int:
             advance(f"success {sum(succeeded) / len(succeeded):.2f}")
 
         report = _play(options, policy, plans, count)
-    console = Console(highlight=False)
+    console = output()
     console.print(table(report))
     for task, reason in report.given_up.items():
         console.print(Text(f"{task}: given up, its environment kept failing ({reason})", style="red"), soft_wrap=True)

@@ -12,6 +12,7 @@ from rich.text import Text
 from accerl.cli.command import Command
 from accerl.cli.options import RunOptions
 from accerl.config import NonNegative, Positive, PositiveFloat, RunConfig
+from accerl.console import output
 
 if TYPE_CHECKING:
     from accerl.plan import Machine, Plan
@@ -44,7 +45,7 @@ def plan(options: PlanOptions) -> int:
     machine = _machine(options)
     costs = costs_of(config, spec)
     made = make_plan(config, costs, machine)
-    console = Console(highlight=False)
+    console = output()
     about = (
         f"{quantity(costs.parameters)} parameters, {quantity(costs.flop)}FLOP a decision of {spec.chunk_length} actions"
     )

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from accerl.cli.command import Command
 from accerl.config import Section
-from accerl.console import duration, interval, number, picture, say
+from accerl.console import duration, interval, number, output, picture, say
 
 if TYPE_CHECKING:
     from accerl.runtime.run import Run
@@ -29,7 +29,7 @@ class StatusOptions(Section):
 def status(options: StatusOptions) -> int:
     from accerl.runtime.run import attach, runs
 
-    console = Console(highlight=False)
+    console = output()
     if options.run is not None:
         details(attach(options.run, options.root), console)
     elif found := runs(options.root):

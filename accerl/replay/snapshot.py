@@ -172,6 +172,7 @@ def _apply(line: dict[str, Any], records: Mapping[int, Record], content: Content
 def _reclaim(records: Iterable[Record], content: Content) -> None:
     for record in records:
         if record.batch is not None:
+            content.sums["sampled_decisions"] -= record.uses * record.num_decisions
             record.uses, record.batch, record.is_held, record.key = 0, None, True, content.next_key
             content.next_key += 1
             content.sums["used_decisions"] -= record.num_decisions
@@ -186,6 +187,7 @@ def _go_back(records: dict[int, Record], content: Content, checkpoint: Checkpoin
     for record in [record for record in records.values() if record.episode >= checkpoint.first_episode]:
         del records[record.number]
         content.sums["pushed_decisions"] -= record.num_decisions
+        content.sums["sampled_decisions"] -= record.uses * record.num_decisions
         content.sums["used_decisions"] -= record.num_decisions if record.uses else 0
 
 

@@ -62,6 +62,7 @@ class Replay:
         self.used_decisions = 0
         """Trained on at least once."""
         self.sampled_decisions = 0
+        """Over all batches but those that were reclaimed: each decision as often as it was used."""
         self.aged_decisions = 0
         """Dropped unused because of `replay.max_age_versions`."""
         self.overwritten_decisions = 0
@@ -149,6 +150,7 @@ class Replay:
         for entry in list(self._lent):
             if entry.is_held:
                 self._stock.remove(entry)
+            self.sampled_decisions -= entry.uses * entry.num_decisions
             entry.uses, entry.key = 0, self._new_key()
             self._stock.add(entry)
         self._lent.take_back()

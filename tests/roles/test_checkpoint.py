@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,8 +21,8 @@ from tests.roles.fakes import tiny_policy, trajectory
 BATCH = pack([trajectory(3, seed=1), trajectory(2, seed=2, terminal=True)], chunk_length=2)
 
 
-def learner_of(policy: TinyVLA) -> Learner:
-    return Learner(policy, LearnerConfig(value_warmup_updates=0), ObjectiveConfig())
+def learner_of(policy: TinyVLA, **objective: Any) -> Learner:
+    return Learner(policy, LearnerConfig(value_warmup_updates=0), ObjectiveConfig(**objective))
 
 
 def saved(folder: Path, learner: Learner, keep: int = 2) -> Path:
@@ -129,12 +130,13 @@ def test_saving_the_same_step_again_replaces_it(tmp_path: Path):
     assert load_checkpoint(tmp_path / "step-00000000")[0]["version"] == 5
 
 
-def test_a_learner_goes_on_from_its_files_bit_for_bit(tmp_path: Path):
-    learner = learner_of(tiny_policy())
+@pytest.mark.parametrize("objective", [{}, {"kind": "decoupled_ppo", "proximal": "snapshot", "proximal_every": 2}])
+def test_a_learner_goes_on_from_its_files_bit_for_bit(tmp_path: Path, objective: dict[str, Any]):
+    learner = learner_of(tiny_policy(), **objective)
     for progress in (0.0, 0.1, 0.2):
         learner.update(BATCH, progress)
     path = saved(tmp_path, learner)
-    restored = learner_of(tiny_policy(3))
+    restored = learner_of(tiny_policy(3), **objective)
     restored.policy.load_state_dict(load_policy(path).state_dict())
     state, run = load_checkpoint(path)
     restored.load_state_dict(state)

@@ -475,10 +475,15 @@ def test_published_weights_are_a_copy_that_fits_the_policy():
     assert not torch.equal(learner.weights().tensors["action_queries"], published["action_queries"])
 
 
-@pytest.mark.parametrize("recompute", ["fused", "prefetch", "off"])
-def test_a_restored_learner_makes_the_same_next_update_bit_for_bit(recompute):
+SNAPSHOT = {"kind": "decoupled_ppo", "proximal": "snapshot", "proximal_every": 4}
+
+
+@pytest.mark.parametrize(
+    ("recompute", "objective"), [("fused", {}), ("prefetch", {}), ("off", {}), ("fused", SNAPSHOT)]
+)
+def test_a_restored_learner_makes_the_same_next_update_bit_for_bit(recompute, objective):
     settings = {"recompute": recompute, "policy_lr": 1e-3, "value_lr": 1e-3, "value_warmup_updates": 1}
-    objective = {"normalization": "global"}
+    objective = {"normalization": "global", **objective}
     learner = learner_of(tiny_policy(), settings, objective)
     for progress in (0.0, 0.1, 0.2):
         learner.update(pack(PARTS, chunk_length=2), progress)

@@ -234,6 +234,7 @@ def test_a_batch_of_fresh_decisions_waits_for_nothing():
     assert replay.sample(4, batch=0)
     assert replay.sample(4, batch=1)
     replay.reclaim()
+    assert replay.sampled_decisions == 0
     assert replay.sample(4, batch=2), "what a dead learner had taken is fresh again"
 
 

@@ -255,6 +255,7 @@ def test_a_resumed_run_goes_back_to_its_checkpoint(tmp_path: Path) -> None:
     restored = shard.restored(Checkpoint(version=4, first_episode=6), config).replay
     assert held(restored) == {str(number): (0, None) for number in (2, 3, 4, 5)}
     assert (restored.pushed_decisions, restored.used_decisions, restored.unused_decisions) == (12, 4, 8)
+    assert restored.sampled_decisions == 4
     assert restored.discarded_decisions == 0
 
 
