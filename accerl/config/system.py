@@ -66,9 +66,9 @@ class ReplayConfig(Section):
     max_reuse: Positive = 8
     """Times that a decision may be trained on; a ring without such a limit: a large number."""
     paced: bool = True
-    """A batch is given when enough has arrived since the one before for each decision to be used `max_reuse` times, so
-    that every batch has its share of fresh ones. Without, a learner that is faster trains on the same decisions
-    `max_reuse` times in a row, and then waits until there are as many new ones."""
+    """A batch waits for its share of fresh decisions: one in `max_reuse`. Without, a learner that is faster than the
+    simulation trains on the same decisions `max_reuse` times in a row, and then waits until there are as many new
+    ones."""
     min_decisions: Positive = 512
     """Decisions that must have arrived before training starts."""
     max_age_versions: NonNegative | None = None

@@ -35,6 +35,8 @@ class Stock:
         self._max_reuse = config.max_reuse
         self.num_decisions = 0
         self.unused_decisions = 0
+        self.uses_left = 0
+        """Over all decisions: how often they may still be trained on."""
 
     def __iter__(self) -> Iterator[Entry]:
         """The oldest first; others may be removed meanwhile."""
@@ -106,6 +108,7 @@ class Stock:
         self.order.add(entry)
         self.num_decisions += entry.num_decisions
         self.unused_decisions += entry.num_decisions if entry.uses == 0 else 0
+        self.uses_left += entry.num_decisions * (self._max_reuse - entry.uses)
         if self._files is not None:
             self._files.hold(entry)
 
@@ -114,3 +117,4 @@ class Stock:
         self.order.remove(entry)
         self.num_decisions -= entry.num_decisions
         self.unused_decisions -= entry.num_decisions if entry.uses == 0 else 0
+        self.uses_left -= entry.num_decisions * (self._max_reuse - entry.uses)

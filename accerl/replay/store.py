@@ -231,10 +231,9 @@ class Replay:
         return given
 
     def _is_ahead(self, num_decisions: int) -> bool:
-        """More has been used than `max_reuse` times what came after the first batch, and too little is unused."""
-        since = self.pushed_decisions - max(self._min_decisions, num_decisions)
-        is_fresh = self.unused_decisions >= num_decisions
-        return self._paced and not is_fresh and self.sampled_decisions > self._max_reuse * since
+        """Less is left than in a steady flow, whose decisions have on average gone half of their way."""
+        steady = num_decisions * (self._max_reuse + 1) / 2
+        return self._paced and self.unused_decisions < num_decisions and self._stock.uses_left < steady
 
     def _let_go_aged(self, version: int) -> None:
         """Drop segments with decisions that are too old, used or not."""

@@ -219,12 +219,24 @@ def test_a_batch_waits_for_its_share_of_fresh_decisions():
     replay = small(capacity_decisions=64, max_reuse=4, paced=True, min_decisions=8)
     for number in range(2):
         replay.push(named(4, number))
-    assert origins(replay.sample(8)) == {"0", "1"}
-    assert not replay.sample(8), "nothing has come since"
-    replay.push(named(1, 2))
-    assert not replay.sample(8), "one decision can be used four times, and a batch is eight"
-    replay.push(named(1, 3))
-    assert {"2", "3"} < origins(replay.sample(8)), "two can; a batch has its share of them"
+    assert replay.sample(8)
+    assert replay.sample(8)
+    assert not replay.sample(8), "half of the uses are left; in a flow of two new ones a batch it would be more"
+    replay.push(named(2, 2))
+    assert "2" in origins(replay.sample(8))
+    assert not replay.sample(8)
+
+
+def test_a_paced_batch_is_of_what_came_last():
+    """With 4 uses a decision, batches of 16 and segments of 3, the decisions of the last 16 are enough for a batch."""
+    replay = small(capacity_decisions=1000, max_reuse=4, paced=True, min_decisions=16)
+    oldest = []
+    for number in range(400):
+        replay.push(named(3, number))
+        while given := replay.sample(16):
+            oldest.append(3 * (number + 1 - min(map(int, origins(given)))))
+    assert len(oldest) == pytest.approx(400 * 3 * 4 / 18, rel=0.05), "every decision four times, batches ragged"
+    assert np.quantile(oldest, 0.9) <= 24
 
 
 def test_a_batch_of_fresh_decisions_waits_for_nothing():
