@@ -16,4 +16,5 @@ instruction ─► prompt ids ───┘               └─ hidden states, d
 """
 
 from accerl.policies.openvla_oft.config import OpenVLAOFTConfig as OpenVLAOFTConfig
+from accerl.policies.openvla_oft.config import tiny as tiny
 from accerl.policies.openvla_oft.policy import OpenVLAOFT as OpenVLAOFT

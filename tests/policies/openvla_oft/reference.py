@@ -3,8 +3,8 @@
 It shares nothing with `accerl.policies.openvla_oft` but the tokenizer files it writes: weights are a dictionary in the
 public layout, every block of the towers is run and the output of the one before the last taken, the sequence is
 `[BOS | patches | proprio | text | ▁ | zeros | </s>]` of one row at a time without any padding, the head has all rows,
-the image crop is a loop over pixels. The network is evaluated in float64, images and rotary angles as upstream in float32. Weights and
-inputs come from `numpy.random.RandomState`, whose streams never change.
+the image crop is a loop over pixels. The network is evaluated in float64, images and rotary angles as upstream in
+float32. Weights and inputs come from `numpy.random.RandomState`, whose streams never change.
 
     python -m tests.policies.openvla_oft.reference        # writes golden.safetensors beside this file
 """
