@@ -13,6 +13,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -173,14 +174,17 @@ def _read_component(folder: Path, part: str) -> dict[str, Tensor] | None:
     """The tensors of `part--*_checkpoint.pt`, without the prefix that data-parallel training leaves; None: no file.
 
     Raises:
-        ConfigError: there are several.
+        ConfigError: there are several; one holds more than tensors.
     """
     found = sorted(folder.glob(f"{part}*checkpoint*"))
     if len(found) > 1:
         raise ConfigError(f"policy.checkpoint: {folder} has {len(found)} files {part}*checkpoint*; keep one")
     if not found:
         return None
-    content = torch.load(found[0], map_location="cpu", weights_only=True, mmap=True)
+    try:
+        content = torch.load(found[0], map_location="cpu", weights_only=True, mmap=True)
+    except UnpicklingError:
+        raise ConfigError(f"policy.checkpoint: {found[0]} holds more than tensors, which is not read") from None
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
 

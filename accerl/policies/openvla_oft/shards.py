@@ -69,7 +69,7 @@ class Filling:
         """Raises ConfigError: there are other tensors than the network's and those that never contribute."""
         shards = list(shards)
         names = [name for shard in shards for name in _names(shard)]
-        self._compare(names, {name for name in self._shapes if not elsewhere(name)}, "its shards")
+        self._compare(names, {name for name in self._shapes if not elsewhere(name)}, "the shards")
         for shard in shards:
             with safe_open(shard, "pt", device=str(self.device)) as file:
                 for name in file.keys():  # noqa: SIM118 - not a mapping
@@ -105,11 +105,9 @@ class Filling:
         missing = sorted(set(expected) - set(found))
         unknown = sorted(name for name in set(found) - set(expected) if not never_contributes(name, self.config))
         if missing or unknown:
-            absent = f"{origin} lacks {_some(missing)}" if missing else ""
-            extra = f"{origin} has {_some(unknown)}, which the network has not" if unknown else ""
-            raise ConfigError(
-                f"policy.checkpoint: {'; '.join(filter(None, (absent, extra)))}; give a checkpoint of this architecture"
-            )
+            absent = f"{origin} should have {_some(missing)}; " if missing else ""
+            extra = f"{origin} should not have {_some(unknown)}; " if unknown else ""
+            raise ConfigError(f"policy.checkpoint: {absent}{extra}give a checkpoint of this architecture")
 
     def _read(self, file: Any, name: str) -> Tensor:
         part = file.get_slice(name)
