@@ -322,7 +322,7 @@ def test_a_policy_is_rebuilt_from_its_description():
 
 def test_unknown_kinds_and_fields_are_refused():
     with pytest.raises(
-        ConfigError, match=r"policy\.kind: 'huge_vla' is unknown; known: tiny_vla, openvla_oft, openvla_oft_tiny"
+        ConfigError, match=r"policy\.kind: 'huge_vla' is unknown; known: openvla_oft, openvla_oft_tiny, tiny_vla"
     ):
         build_policy({"kind": "huge_vla"})
     with pytest.raises(ConfigError, match=r"policy\.kind: 'accerl\.plugins:find_object' is no class"):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from transformers import LlamaConfig
 
 from accerl.config import ConfigError, Positive, Section, suggest
-from accerl.types import EnvSpec
 
 ACTION_TOKENS = range(31744, 32000)
 """Ids of the 256 action tokens: the last ones of Llama's vocabulary, before it is padded."""
@@ -167,52 +166,6 @@ class OpenVLAOFTConfig(Section):
             "torch_dtype": self.dtype,
             EXTRAS: self.model_dump(mode="json", exclude=own),
         }
-
-
-def tiny(
-    spec: EnvSpec,
-    instructions: Iterable[str],
-    *,
-    width: int = 192,
-    num_layers: int = 2,
-    num_heads: int = 4,
-    value_probability: bool = True,
-    proprio_bounds: Iterable[tuple[float, float]] | None = None,
-) -> OpenVLAOFTConfig:
-    """A small one for an environment, with all parts of the large one, random weights and a tokenizer of its own.
-
-    Args:
-        width: of the language model; as many layers and heads as given.
-        proprio_bounds: low and high of each dimension, which become -1 and 1; None: as it comes.
-    """
-    bounds = list(proprio_bounds) if proprio_bounds is not None else [(-1.0, 1.0)] * spec.proprio_dim
-    low, high = ([bound[side] for bound in bounds] for side in (0, 1))
-    unit = {"q01": [-1.0] * spec.action_dim, "q99": [1.0] * spec.action_dim, "mask": [True] * spec.action_dim}
-    return OpenVLAOFTConfig(
-        vision=(
-            VisionTower(width=64, depth=3, num_heads=4, mlp=128, class_token=True, num_registers=4, layer_scale=True),
-            VisionTower(width=64, depth=3, num_heads=4, mlp=128),
-        ),
-        text={
-            "vocab_size": 32064,
-            "pad_token_id": 32000,
-            "hidden_size": width,
-            "intermediate_size": 4 * width,
-            "num_hidden_layers": num_layers,
-            "num_attention_heads": num_heads,
-        },
-        images=ImageConfig(size=56, crop_area=1.0),
-        num_images=spec.num_cameras,
-        proprio_dim=spec.proprio_dim or None,
-        chunk_length=spec.chunk_length,
-        action_dim=spec.action_dim,
-        gripper="none",
-        norm_stats_key="env",
-        norm_stats={"action": unit, "proprio": {"q01": low, "q99": high}},
-        tokenizer=tuple(sorted(set(instructions))),
-        max_decisions=spec.max_decisions,
-        value_probability=value_probability,
-    )
 
 
 def from_public(public: Mapping[str, Any], statistics: Mapping[str, Any], **chosen: Any) -> OpenVLAOFTConfig:

@@ -121,10 +121,11 @@ def test_recomputing_blocks_in_the_backward_pass_changes_no_gradient(checkpoints
         if recomputes:
             policy.gradient_checkpointing_enable()
         calls = []
-        for block in (
+        blocks: tuple[Any, ...] = (
             policy.model.language_model.model.layers[1].mlp,
             policy.model.vision_backbone.featurizer.blocks[0],
-        ):
+        )
+        for block in blocks:
             block.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         policy.model(**inputs(policy, golden, "film")).logits.square().mean().backward()
         assert len(calls) == 2 * (1 + recomputes)
