@@ -42,10 +42,10 @@ def new_policy(
             "use openvla_oft_tiny"
         )
     if config.kind == "openvla_oft_tiny":
-        from accerl.policies.openvla_oft import OpenVLAOFT, tiny
+        from accerl.policies.openvla_oft import OpenVLAOFT, tiny_config
 
         return OpenVLAOFT(
-            tiny(
+            tiny_config(
                 spec,
                 instructions,
                 width=config.width,

@@ -8,7 +8,8 @@ layout.py       patches, proprio, prompt, empty action tokens ─► one static 
 model.py        sequence ─► Llama, bidirectional ─► hidden states and logits of the action tokens
 actions.py      action tokens ◄─► actions of the environment
 policy.py       all of it behind `accerl.protocols.Policy`, with a value head
-checkpoint.py   the public files ◄─► a policy
+checkpoint.py   the public files ◄─► a policy; shards.py tensor by tensor, film.py what FiLM saves apart
+tiny.py         a small one for any environment
 
 images ─► vision ─► patches ─┐
 proprio ─► one token ────────┼─► layout ─► model ─► logits ─► tokens ─► actions
@@ -16,5 +17,5 @@ instruction ─► prompt ids ───┘               └─ hidden states, d
 """
 
 from accerl.policies.openvla_oft.config import OpenVLAOFTConfig as OpenVLAOFTConfig
-from accerl.policies.openvla_oft.config import tiny as tiny
 from accerl.policies.openvla_oft.policy import OpenVLAOFT as OpenVLAOFT
+from accerl.policies.openvla_oft.tiny import tiny_config as tiny_config

@@ -16,7 +16,7 @@ from torch import Tensor
 from accerl.config import ConfigError, PolicyConfig
 from accerl.policies import build_policy, new_policy
 from accerl.policies.lora import LowRankPolicy
-from accerl.policies.openvla_oft import OpenVLAOFT, OpenVLAOFTConfig, tiny
+from accerl.policies.openvla_oft import OpenVLAOFT, OpenVLAOFTConfig, tiny_config
 from accerl.policies.openvla_oft.tokenizer import PROMPT
 from accerl.protocols import Policy
 from accerl.types import EnvSpec, ObservationBatch
@@ -39,7 +39,7 @@ INSTRUCTIONS = ("go to the red dot", "go to the blue dot over there")
 def tiny_policy(seed: int = 0, **fields: Any) -> OpenVLAOFT:
     """One of 4 tokens, with logits that differ."""
     torch.manual_seed(seed)
-    config = tiny(SPEC, INSTRUCTIONS, width=32, num_layers=2, num_heads=2)
+    config = tiny_config(SPEC, INSTRUCTIONS, width=32, num_layers=2, num_heads=2)
     policy = OpenVLAOFT(OpenVLAOFTConfig(**{**config.model_dump(), **fields})).eval()
     torch.nn.init.normal_(policy.model.language_model.lm_head.weight, std=0.3)
     return policy
