@@ -13,7 +13,8 @@ import torch
 from accerl.config import ConfigError, EnvConfig
 from accerl.envs.metaworld_tasks import INSTRUCTIONS as METAWORLD
 from accerl.policies import build_policy
-from accerl.policies.tiny_vla import PATCH, TinyVLA, TinyVLAConfig, radial_basis, sample_tokens, split_words
+from accerl.policies.action_tokens import sample_tokens
+from accerl.policies.tiny_vla import PATCH, TinyVLA, TinyVLAConfig, radial_basis, split_words
 from accerl.types import EnvSpec, ObservationBatch
 from tests.roles.fakes import observations, tiny_policy
 

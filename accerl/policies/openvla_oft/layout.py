@@ -68,8 +68,7 @@ class Layout:
         """The sequences of a batch; `embed` gives the embeddings of token ids."""
         batch, places = prompts.ids.shape
         device = context.device
-        closing = [EOS] if self.stop_token else []
-        special = embed(torch.tensor([BOS, SPACE, *closing], device=device)).expand(batch, -1, -1)
+        special = embed(self._special(device)).expand(batch, -1, -1)
         empty = context.new_zeros(batch, self.num_tokens, context.shape[-1])
         text = embed(prompts.ids).to(context.dtype)
         embeddings = torch.cat([special[:, :1], context, special[:, 1:2], empty, special[:, 2:], text], dim=1)
@@ -87,9 +86,14 @@ class Layout:
     def mean_text(self, prompts: Prompts, embed: Callable[[Tensor], Tensor]) -> Float[Tensor, "batch width"]:
         """Mean embedding of all tokens but patches, proprioception and actions; FiLM modulates by it."""
         device = prompts.ids.device
-        special = embed(torch.tensor([BOS, SPACE, *([EOS] if self.stop_token else [])], device=device))
+        special = embed(self._special(device))
         text = embed(prompts.ids)
         length = prompts.length[:, None]
         seen = torch.arange(text.shape[1], device=device) < length
         total = torch.where(seen[..., None], text.float(), 0).sum(1) + special.float().sum(0)
         return (total / (length + len(special))).to(text.dtype)
+
+    def _special(self, device: torch.device) -> Int[Tensor, " special"]:
+        """BOS, `▁` and `</s>` if it is there, filled in on the device: nothing is copied, as CUDA graphs need."""
+        ids = (BOS, SPACE, EOS) if self.stop_token else (BOS, SPACE)
+        return torch.cat([torch.full((1,), each, device=device) for each in ids])

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from accerl.policies.action_tokens import sample_tokens
 from accerl.policies.openvla_oft import actions, images
 from accerl.policies.openvla_oft.config import OpenVLAOFTConfig
 from accerl.policies.openvla_oft.layout import Prompts, pad_prompts
 from accerl.policies.openvla_oft.model import OpenVLAModel, Prediction
 from accerl.policies.openvla_oft.tokenizer import load_tokenizer, prompt_ids
-from accerl.policies.tiny_vla import sample_tokens
 from accerl.policies.value_head import ValueHead
 from accerl.types import Blob, EnvSpec, Evaluation, ObservationBatch, PolicyOutput
 
