@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from accerl.config import EnvConfig, PolicyConfig
 from accerl.envs.decision import DecisionLoop, Step, chosen_task
-from accerl.policies.tiny_vla import sample_tokens
+from accerl.policies.action_tokens import sample_tokens
 from accerl.types import (
     Blob,
     ChunkResult,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from accerl.config import EnvConfig, PolicyConfig
 from accerl.envs.decision import chosen_task
-from accerl.policies.tiny_vla import sample_tokens
+from accerl.policies.action_tokens import sample_tokens
 from accerl.types import Blob, ChunkResult, EnvSpec, Evaluation, Observation, ObservationBatch, PolicyOutput
 
 ACTION_DIM, PROPRIO_DIM, NUM_BINS = 7, 8, 256

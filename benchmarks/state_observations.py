@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from accerl.config import EnvConfig, PolicyConfig
 from accerl.envs.metaworld import MetaWorld
-from accerl.policies.action_tokens import soft_labels, to_actions, to_tokens
-from accerl.policies.tiny_vla import radial_basis, sample_tokens
+from accerl.policies.action_tokens import sample_tokens, soft_labels, to_actions, to_tokens
+from accerl.policies.tiny_vla import radial_basis
 from accerl.types import Blob, ChunkResult, EnvSpec, Evaluation, Observation, ObservationBatch, PolicyOutput
 
 STATE_DIM, ACTION_DIM = 39, 4

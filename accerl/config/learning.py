@@ -14,7 +14,8 @@ class PolicyConfig(Section):
     """Which policy, and where it starts."""
 
     kind: str = "tiny_vla"
-    """The architecture: `tiny_vla`, or `package.module:Class` of your own (see `accerl.policies`)."""
+    """The architecture: `tiny_vla`, `openvla_oft_tiny` (OpenVLA-OFT, small and with random weights), or
+    `package.module:Class` of your own (see `accerl.policies`)."""
     checkpoint: Path | None = None
     """Folder with the weights to start from (written by `accerl clone` or by a run); none: random weights."""
     width: Positive = 192

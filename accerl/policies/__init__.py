@@ -15,7 +15,7 @@ from accerl.plugins import find_object
 from accerl.protocols import Policy
 from accerl.types import EnvSpec
 
-KINDS = ("tiny_vla",)
+KINDS = ("tiny_vla", "openvla_oft", "openvla_oft_tiny")
 LABEL_WIDTH = 96.0
 """Of TinyVLA's imitation targets, bins, times the number of its basis functions: less than these can follow."""
 
@@ -31,11 +31,30 @@ def new_policy(
 
     Args:
         value_probability: its values are probabilities, as `objective.value_loss = "bce"` needs.
-        proprio_bounds: low and high of each dimension of proprioception in demonstrations, which TinyVLA scales by.
+        proprio_bounds: low and high of each dimension of proprioception in demonstrations, which is scaled by them.
 
     Raises:
-        ConfigError: an unknown kind.
+        ConfigError: an unknown kind, or one that does not begin with random weights.
     """
+    if config.kind == "openvla_oft":
+        raise ConfigError(
+            "policy.kind: openvla_oft begins with a public checkpoint, OpenVLAOFT.from_pretrained; for random weights "
+            "use openvla_oft_tiny"
+        )
+    if config.kind == "openvla_oft_tiny":
+        from accerl.policies.openvla_oft import OpenVLAOFT, tiny_config
+
+        return OpenVLAOFT(
+            tiny_config(
+                spec,
+                instructions,
+                width=config.width,
+                num_layers=config.num_layers,
+                num_heads=config.num_heads,
+                value_probability=value_probability,
+                proprio_bounds=proprio_bounds,
+            )
+        )
     if config.kind != "tiny_vla":
         return find_class(config.kind).for_env(spec, instructions, config)
     from accerl.policies.tiny_vla import TinyVLA, TinyVLAConfig
@@ -61,16 +80,20 @@ def build_policy(description: Mapping[str, Any]) -> Policy:
     Raises:
         ConfigError: the description is of an unknown kind or of another version.
     """
-    from accerl.policies.tiny_vla import TinyVLA, TinyVLAConfig
-
     fields = {key: value for key, value in description.items() if key != "format"}
     if (additions := fields.pop("lora", None)) is not None:
         from accerl.policies.lora import LowRankPolicy
 
         return LowRankPolicy(build_policy(fields), **additions)
     kind = str(fields.pop("kind", None))
+    if kind == "openvla_oft":
+        from accerl.policies.openvla_oft import OpenVLAOFT, OpenVLAOFTConfig
+
+        return OpenVLAOFT(OpenVLAOFTConfig(**fields))
     if kind != "tiny_vla":
         return find_class(kind)(**fields)
+    from accerl.policies.tiny_vla import TinyVLA, TinyVLAConfig
+
     try:
         config = TinyVLAConfig(**fields)
     except ValueError as error:

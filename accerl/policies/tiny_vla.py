@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from accerl.policies.action_tokens import soft_labels, to_actions, to_tokens
+from accerl.policies.action_tokens import sample_tokens, soft_labels, to_actions, to_tokens
 from accerl.policies.value_head import ValueHead
 from accerl.types import Blob, EnvSpec, Evaluation, ObservationBatch, PolicyOutput
 
@@ -260,17 +260,6 @@ def radial_basis(num_basis: int, num_bins: int) -> Float[Tensor, "basis bin"]:
     centre = torch.linspace(0, 1, num_basis)[:, None]
     position = torch.linspace(0, 1, num_bins)[None]
     return torch.exp(-((position - centre) ** 2) / (2 * (0.8 / (num_basis - 1)) ** 2))
-
-
-def sample_tokens(log_probs: Float[Tensor, "batch token bin"], seeds: np.ndarray) -> Int[Tensor, "batch token"]:
-    """By inverse transform, each row from its own seed; rows with a negative seed take the most probable token."""
-    greedy = torch.from_numpy(seeds < 0).to(log_probs.device)
-    num_tokens = log_probs.shape[1]
-    uniform = np.stack([np.random.Generator(np.random.Philox(key=abs(int(seed)))).random(num_tokens) for seed in seeds])
-    cumulative = log_probs.double().exp().cumsum(-1)
-    target = torch.from_numpy(uniform).to(log_probs.device)[..., None] * cumulative[..., -1:]
-    sampled = torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=log_probs.shape[-1] - 1)
-    return torch.where(greedy[:, None], log_probs.argmax(-1), sampled)
 
 
 def _chosen(log_probs: Float[Tensor, "batch token bin"], tokens: Int[Tensor, "batch token"]) -> Tensor:

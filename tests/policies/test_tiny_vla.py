@@ -13,7 +13,8 @@ import torch
 from accerl.config import ConfigError, EnvConfig
 from accerl.envs.metaworld_tasks import INSTRUCTIONS as METAWORLD
 from accerl.policies import build_policy
-from accerl.policies.tiny_vla import PATCH, TinyVLA, TinyVLAConfig, radial_basis, sample_tokens, split_words
+from accerl.policies.action_tokens import sample_tokens
+from accerl.policies.tiny_vla import PATCH, TinyVLA, TinyVLAConfig, radial_basis, split_words
 from accerl.types import EnvSpec, ObservationBatch
 from tests.roles.fakes import observations, tiny_policy
 
@@ -321,7 +322,9 @@ def test_a_policy_is_rebuilt_from_its_description():
 
 
 def test_unknown_kinds_and_fields_are_refused():
-    with pytest.raises(ConfigError, match=r"policy\.kind: 'huge_vla' is unknown; known: tiny_vla"):
+    with pytest.raises(
+        ConfigError, match=r"policy\.kind: 'huge_vla' is unknown; known: openvla_oft, openvla_oft_tiny, tiny_vla"
+    ):
         build_policy({"kind": "huge_vla"})
     with pytest.raises(ConfigError, match=r"policy\.kind: 'accerl\.plugins:find_object' is no class"):
         build_policy({"kind": "accerl.plugins:find_object"})

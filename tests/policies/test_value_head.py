@@ -1,22 +1,26 @@
 from __future__ import annotations
 
+from typing import Literal
+
+import pytest
 import torch
 
 from accerl.policies.value_head import ValueHead
 
 
-def head(probability: bool = False) -> ValueHead:
+def head(probability: bool = False, pooling: Literal["attention", "mean"] = "attention") -> ValueHead:
     torch.manual_seed(0)
-    return ValueHead(width=8, max_episode_steps=5, hidden=16, probability=probability)
+    return ValueHead(width=8, max_episode_steps=5, hidden=16, probability=probability, pooling=pooling)
 
 
 def states(batch: int = 3) -> torch.Tensor:
     return torch.randn(batch, 4, 8, generator=torch.Generator().manual_seed(1))
 
 
-def test_no_gradient_reaches_the_backbone():
+@pytest.mark.parametrize("pooling", ["attention", "mean"])
+def test_no_gradient_reaches_the_backbone(pooling: Literal["attention", "mean"]):
     hidden = states().requires_grad_()
-    value_head = head()
+    value_head = head(pooling=pooling)
     value_head(hidden, torch.tensor([0, 1, 2])).sum().backward()
     assert hidden.grad is None
     assert all(parameter.grad is not None for parameter in value_head.parameters())
@@ -46,6 +50,7 @@ def test_equal_hidden_states_weigh_as_much_as_one_of_them():
 
 def test_the_score_decides_which_hidden_state_counts():
     value_head = head()
+    assert value_head.score is not None
     torch.nn.init.zeros_(value_head.score.weight)
     with torch.no_grad():
         value_head.score.weight[0, 0] = 100.0
@@ -53,3 +58,10 @@ def test_the_score_decides_which_hidden_state_counts():
     hidden[0, :, 0] = torch.tensor([0.0, 1.0, 0.0, 0.0])
     steps = torch.tensor([0])
     assert torch.allclose(value_head(hidden, steps), value_head(hidden[:, 1:2], steps), atol=1e-6)
+
+
+def test_the_mean_weighs_every_hidden_state_alike():
+    value_head = head(pooling="mean")
+    hidden, steps = states(1), torch.tensor([0])
+    assert torch.allclose(value_head(hidden, steps), value_head(hidden.mean(1, keepdim=True), steps), atol=1e-6)
+    assert not torch.allclose(value_head(hidden, steps), value_head(hidden[:, :2], steps), atol=1e-4)

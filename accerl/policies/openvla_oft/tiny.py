@@ -1,0 +1,61 @@
+"""A small OpenVLA-OFT with all parts of the large one, for tests, tutorials and first runs on a laptop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from accerl.config import ConfigError
+from accerl.policies.openvla_oft.config import ImageConfig, OpenVLAOFTConfig, VisionTower
+from accerl.types import EnvSpec
+
+
+def tiny_config(
+    spec: EnvSpec,
+    instructions: Iterable[str],
+    *,
+    width: int = 192,
+    num_layers: int = 2,
+    num_heads: int = 4,
+    value_probability: bool = True,
+    proprio_bounds: Iterable[tuple[float, float]] | None = None,
+) -> OpenVLAOFTConfig:
+    """For an environment: random weights, and a tokenizer trained on its instructions.
+
+    Args:
+        width: of the language model; as many layers and heads as given.
+        proprio_bounds: low and high of each dimension, which become -1 and 1; None: as it comes.
+
+    Raises:
+        ConfigError: a single layer. Empty action tokens are zeros, whose queries are zero wherever they stand: it takes
+            a first layer to give them a state, and a second to tell them apart by their position.
+    """
+    if num_layers < 2:
+        raise ConfigError(f"policy.num_layers: {num_layers} cannot tell the empty action tokens apart; use at least 2")
+    bounds = list(proprio_bounds) if proprio_bounds is not None else [(-1.0, 1.0)] * spec.proprio_dim
+    low, high = ([bound[side] for bound in bounds] for side in (0, 1))
+    unit = {"q01": [-1.0] * spec.action_dim, "q99": [1.0] * spec.action_dim, "mask": [True] * spec.action_dim}
+    return OpenVLAOFTConfig(
+        vision=(
+            VisionTower(width=64, depth=3, num_heads=4, mlp=128, class_token=True, num_registers=4, layer_scale=True),
+            VisionTower(width=64, depth=3, num_heads=4, mlp=128),
+        ),
+        text={
+            "vocab_size": 32064,
+            "pad_token_id": 32000,
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": num_layers,
+            "num_attention_heads": num_heads,
+        },
+        images=ImageConfig(size=56, crop_area=1.0),
+        num_images=spec.num_cameras,
+        proprio_dim=spec.proprio_dim or None,
+        chunk_length=spec.chunk_length,
+        action_dim=spec.action_dim,
+        gripper="none",
+        norm_stats_key="env",
+        norm_stats={"action": unit, "proprio": {"q01": low, "q99": high}},
+        tokenizer=tuple(sorted(set(instructions))),
+        max_decisions=spec.max_decisions,
+        value_probability=value_probability,
+    )
