@@ -98,6 +98,14 @@ class TorchEngine:
         self._optimizer.load_state_dict({**state, "state": entries})
 
 
+def placed(policy: Policy, config: LearnerConfig) -> Policy:
+    """On the learner's device; in float32 if `learner.dtype` says so, whatever the weights were stored in: AdamW's
+    small steps are lost in bfloat16 without the float32 copy that DeepSpeed keeps.
+    """
+    module: Any = policy.to(config.device)
+    return module.to(torch.float32) if config.dtype == "float32" else module
+
+
 def groups_of(policy: Policy) -> tuple[list[torch.nn.Parameter], ...]:
     """The parameters that train, in the order of `GROUPS`."""
     both = policy.policy_parameters(), policy.value_parameters()

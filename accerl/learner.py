@@ -20,7 +20,7 @@ from torch import Tensor
 
 from accerl.advantages import Estimate, estimate
 from accerl.config import LearnerConfig, ObjectiveConfig
-from accerl.engine import Engine, StepFacts, TorchEngine
+from accerl.engine import Engine, StepFacts, TorchEngine, placed
 from accerl.losses import Part, total_loss
 from accerl.packing import split
 from accerl.protocols import Policy
@@ -51,7 +51,7 @@ class Learner:
         tracer: Tracer | None = None,
         engine: Engine | None = None,
     ):
-        self.policy = policy.to(learner.device).train()
+        self.policy = (placed(policy, learner) if engine is None else policy).train()
         if learner.gradient_checkpointing:
             cast(Any, policy).gradient_checkpointing_enable()
         self._reference = None if reference is None else reference.to(learner.device).train(False)

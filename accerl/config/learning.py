@@ -14,10 +14,15 @@ class PolicyConfig(Section):
     """Which policy, and where it starts."""
 
     kind: str = "tiny_vla"
-    """The architecture: `tiny_vla`, `openvla_oft_tiny` (OpenVLA-OFT, small and with random weights), or
-    `package.module:Class` of your own (see `accerl.policies`)."""
+    """The architecture: `tiny_vla`, `openvla_oft` (from a public checkpoint), `openvla_oft_tiny` (the same, small and
+    with random weights), or `package.module:Class` of your own (see `accerl.policies`). `--policy openvla-oft-tiny` is
+    short for it."""
     checkpoint: Path | None = None
-    """Folder with the weights to start from (written by `accerl clone` or by a run); none: random weights."""
+    """Folder with the weights to start from (written by `accerl clone` or by a run, or OpenVLA-OFT in its public
+    layout); none: random weights."""
+    norm_stats_key: str | None = None
+    """Data set of a public checkpoint whose statistics scale actions and proprioception; none: its only one, or the
+    suite's."""
     width: Positive = 192
     """Features a token."""
     num_layers: Positive = 2
@@ -54,6 +59,12 @@ class CloneConfig(Section):
     """AdamW's."""
     shift_pixels: NonNegative = 3
     """Images are moved by up to this many pixels, each at random."""
+    micro_batch_size: Positive | None = None
+    """Most observations in one forward and backward; more are accumulated; none: all."""
+    gradient_checkpointing: bool = False
+    """As `learner.gradient_checkpointing`."""
+    device: str = "cpu"
+    """Torch device. The weights are float32 there, whatever a checkpoint has."""
     num_threads: Positive = 1
     """Torch threads on a CPU."""
     seed: NonNegative = 0
