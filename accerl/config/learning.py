@@ -37,7 +37,9 @@ class PolicyConfig(Section):
     lora_alpha: Positive = 16
     """The additions are scaled by lora_alpha / lora_rank."""
     lora_layers: tuple[str, ...] = ()
-    """Endings of the names of the layers that get one; none: every linear layer but the value head's."""
+    """Endings of the names of the layers that get one; none: every linear layer but the heads, which train fully."""
+    freeze_vision: bool = False
+    """OpenVLA-OFT's vision backbone stays as it is: no gradients, optimizer states or activations are kept for it."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:

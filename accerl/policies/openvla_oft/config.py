@@ -117,6 +117,8 @@ class OpenVLAOFTConfig(Section):
     """The public checkpoint it came from, which `save_pretrained` takes the parts from that are not held here."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights when a policy is built; the value head is always float32 then."""
+    freeze_vision: bool = False
+    """The vision backbone does not train."""
     max_decisions: Positive = 64
     """Of an episode; the value head learns an embedding of each."""
     value_probability: bool = True
@@ -155,7 +157,7 @@ class OpenVLAOFTConfig(Section):
             source: that of the checkpoint it came from, kept where nothing here says otherwise.
         """
         names = [next((name for name, known in TOWERS.items() if known == tower), None) for tower in self.vision]
-        own = {"text", "norm_stats", "checkpoint", "tokenizer", "dtype"}
+        own = {"text", "norm_stats", "checkpoint", "tokenizer", "dtype", "freeze_vision"}
         return {
             **FIXED,
             "timm_model_ids": names,

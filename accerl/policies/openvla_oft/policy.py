@@ -39,6 +39,7 @@ class OpenVLAOFT(nn.Module):
         self.tokenizer = load_tokenizer(config.tokenizer)
         self._prompts: dict[str, list[int]] = {}
         self._actions = actions.action_table(config.norm_stats["action"], config.gripper)
+        self.freeze_vision(config.freeze_vision)
 
     @classmethod
     def from_pretrained(
@@ -114,6 +115,15 @@ class OpenVLAOFT(nn.Module):
 
     def value_parameters(self) -> Iterator[nn.Parameter]:
         return self.value_head.parameters()
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """Of the 256 rows, which train as a whole where all else has low-rank additions."""
+        return self.model.language_model.lm_head.parameters()
+
+    def freeze_vision(self, frozen: bool) -> None:
+        """Whether the vision backbone, FiLM's part of it included, stays as it is; the projector trains."""
+        self.config = self.config.model_copy(update={"freeze_vision": frozen})
+        self.model.freeze_vision(frozen)
 
     def gradient_checkpointing_enable(self) -> None:
         """The blocks run a second time in the backward pass, which keeps only their inputs until then."""
