@@ -74,6 +74,12 @@ class LowRankPolicy(nn.Module):
     def gradient_checkpointing_enable(self) -> None:
         self._policy.gradient_checkpointing_enable()
 
+    def compile_network(self) -> None:
+        self._policy.compile_network()
+
+    def capture_network(self) -> None:
+        self._policy.capture_network()
+
     def merged(self) -> Policy:
         """The policy with the additions in its own weights, all of which train again; this one is used up."""
         from peft.tuners.lora import LoraLayer
@@ -133,7 +139,7 @@ def _freeze(policy: Policy, config: PolicyConfig) -> None:
 
 
 def whole_parameters(policy: Policy) -> Iterator[nn.Parameter]:
-    """Those that train as a whole beside low-rank additions: the value head's, and `head_parameters()` if it has them."""
+    """Those that train as a whole beside low-rank additions: the value head's, and `head_parameters()` if there are."""
     yield from policy.value_parameters()
     if hasattr(policy, "head_parameters"):
         yield from cast(Any, policy).head_parameters()

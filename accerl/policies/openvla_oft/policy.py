@@ -11,9 +11,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from accerl.config import ConfigError
 from accerl.policies.action_tokens import sample_tokens
 from accerl.policies.openvla_oft import actions, images
 from accerl.policies.openvla_oft.config import OpenVLAOFTConfig
+from accerl.policies.openvla_oft.graphs import GraphedForward
 from accerl.policies.openvla_oft.layout import Prompts, pad_prompts
 from accerl.policies.openvla_oft.model import OpenVLAModel, Prediction
 from accerl.policies.openvla_oft.tokenizer import load_tokenizer, prompt_ids
@@ -39,6 +41,7 @@ class OpenVLAOFT(nn.Module):
         self.tokenizer = load_tokenizer(config.tokenizer)
         self._prompts: dict[str, list[int]] = {}
         self._actions = actions.action_table(config.norm_stats["action"], config.gripper)
+        self._graphs: GraphedForward | None = None
         self.freeze_vision(config.freeze_vision)
 
     @classmethod
@@ -129,6 +132,21 @@ class OpenVLAOFT(nn.Module):
         """The blocks run a second time in the backward pass, which keeps only their inputs until then."""
         self.model.gradient_checkpointing_enable()
 
+    def compile_network(self) -> None:
+        """Compile the network for each size of a batch that comes; prompts of every length share it."""
+        self.model.compile(fullgraph=True, dynamic=False)
+
+    def capture_network(self) -> None:
+        """Without gradients, replay a CUDA graph of the network for each size of a batch.
+
+        Raises:
+            ConfigError: the weights are on no GPU.
+        """
+        device = self.model.projector.fc1.weight.device
+        if device.type != "cuda":
+            raise ConfigError(f"inference.cuda_graphs: the policy is on {device}, not on a GPU; leave it out")
+        self._graphs = GraphedForward(self.model)
+
     def renew_value_head(self, device: torch.device | str) -> None:
         """Random weights again, float32."""
         self.value_head = self._new_value_head().to(device)
@@ -149,7 +167,10 @@ class OpenVLAOFT(nn.Module):
         pixels = images.process(observations.images.to(device), self.config.images)
         proprio = self._proprio(observations).to(device) if self.config.proprio_dim else None
         ids, length = self._tokenize(observations.instructions)
-        return self.model(Prompts(ids.to(device), length.to(device)), pixels, proprio)
+        prompts = Prompts(ids.to(device), length.to(device))
+        if self._graphs is not None and not torch.is_grad_enabled():
+            return self._graphs(prompts, pixels, proprio)
+        return self.model(prompts, pixels, proprio)
 
     def _value(self, states: Tensor, observations: ObservationBatch) -> Float[Tensor, " batch"]:
         dtype = self.value_head.out.weight.dtype
