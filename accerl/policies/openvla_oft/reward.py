@@ -1,10 +1,10 @@
 r"""A success classifier out of a policy's first layers: the reward model of the paper's Section 6.1.
 
     frames ─► vision_backbone ─► projector ─┐
-    instruction ─► embeddings ──────────────┴─► first layers of the language model ─► norm ─► state of ▁ ─► head ─► logit
+    instruction ─► embeddings ──────────────┴─► first language layers ─► norm ─► state of ▁ ─► head ─► logit
 
-The sequence is the policy's without action tokens and stop token, `[BOS | patches | ▁ | text]`, every token attending to
-every other; `▁` closes the prompt.
+The sequence is the policy's without action tokens and stop token, `[BOS | patches | ▁ | text]`, every token attending
+to every other; `▁` closes the prompt.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +200,10 @@ def test_weights_that_were_stored_in_bfloat16_train_in_float32() -> None:
         for module in trained.modules()
         if isinstance(module, Float32RotaryEmbedding)
     )
+
+
+def test_a_fresh_process_reads_a_policy_whose_module_it_has_not_imported_yet(tmp_path: Path) -> None:
+    policy = made("full")
+    save_policy(tmp_path / "policy", policy.config_dict(), policy.state_dict())
+    code = "import sys, pathlib, accerl.checkpoint as c; c.load_policy(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "policy")], check=True, timeout=120)

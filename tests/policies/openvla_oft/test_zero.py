@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ import torch.multiprocessing as multiprocessing
 UPDATES = 2
 
 
-def train_one_rank(_: int, folder: str, dtype: str, lora_rank: int, frozen: bool) -> None:
+def train_one_rank(_: int, folder: str, dtype: Literal["float32", "bfloat16"], lora_rank: int, frozen: bool) -> None:
     """Leaves types, frequencies and log-probs in a file."""
     from accerl.config import LearnerConfig, ObjectiveConfig, PolicyConfig
     from accerl.engine import placed
