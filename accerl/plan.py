@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from accerl.config import RunConfig
+from accerl.config import LearnerConfig, RunConfig
 from accerl.envs.libero.doctor import PROCESS_GB, TASK_GB
 from accerl.envs.libero.suites import SUITES as LIBERO
 from accerl.policies.costs import Costs
@@ -109,21 +109,31 @@ def _replay(config: RunConfig, costs: Costs) -> Load:
     return Load("replay", "host", gib, f"{capacity} decisions x {_size(costs.observation_bytes)}")
 
 
+def trained_bytes(learner: LearnerConfig) -> float:
+    """Of gradient and optimizer on each rank, for a parameter that trains."""
+    ranks = learner.num_ranks
+    gradients = WEIGHT_BYTES[learner.dtype] / (ranks if learner.zero_stage == 2 else 1)
+    return gradients + OPTIMIZER_BYTES[learner.dtype] / ranks
+
+
+def static_bytes(costs: Costs, learner: LearnerConfig) -> float:
+    """On each rank: all weights, and its part of what ZeRO spreads out."""
+    return costs.parameters * WEIGHT_BYTES[learner.dtype] + costs.trained * trained_bytes(learner)
+
+
 def _rank(config: RunConfig, costs: Costs, number: int, place: str) -> Load:
-    """One rank of the learner: all weights, and its part of what ZeRO spreads out."""
+    """One rank of the learner."""
     learner = config.learner
-    size, ranks = WEIGHT_BYTES[learner.dtype], learner.num_ranks
-    gradients = size / (ranks if learner.zero_stage == 2 else 1)
-    optimizer = OPTIMIZER_BYTES[learner.dtype] / ranks
+    size, training = WEIGHT_BYTES[learner.dtype], trained_bytes(learner)
     copies = (learner.average_decay > 0) + (config.objective.reference_kl > 0)
     micro_batch = min(learner.micro_batch_decisions, learner.batch_decisions)
-    total = costs.parameters * size + costs.trained * (gradients + optimizer) + micro_batch * costs.activation_bytes
+    total = static_bytes(costs, learner) + micro_batch * costs.activation_bytes
     total += copies * costs.parameters * costs.weight_bytes
     if costs.trained == costs.parameters:
-        parts = f"{quantity(costs.parameters)} parameters x {size + gradients + optimizer:.3g} bytes"
+        parts = f"{quantity(costs.parameters)} parameters x {size + training:.3g} bytes"
     else:
         parts = f"{quantity(costs.parameters)} parameters x {size} bytes"
-        parts += f" + {quantity(costs.trained)} that train x {gradients + optimizer:.3g}"
+        parts += f" + {quantity(costs.trained)} that train x {training:.3g}"
     parts += f" + {copies} copies" if copies else ""
     parts += f" + {micro_batch} decisions x {_size(costs.activation_bytes)}"
     return Load(f"rank-{number - 1}" if number else "learner", place, total / GIB, parts)
@@ -172,7 +182,7 @@ def _ceilings(config: RunConfig, costs: Costs, machine: Machine) -> dict[str, fl
     """Collected decisions a second; the learner trains on each `replay.max_reuse` times."""
     flop_per_s = machine.gpu_tflops * 1e12 * machine.efficiency
     section = config.learner
-    learner = section.num_ranks * flop_per_s / (costs.flop * _passes(config, costs) * config.replay.max_reuse)
+    learner = section.num_ranks * flop_per_s / (training_flop(section, costs) * config.replay.max_reuse)
     inference = config.inference.num_services * min(1.0, config.placement.inference_gpus) * flop_per_s / costs.flop
     return {
         "simulation": _simulated(config, machine),
@@ -181,13 +191,13 @@ def _ceilings(config: RunConfig, costs: Costs, machine: Machine) -> dict[str, fl
     }
 
 
-def _passes(config: RunConfig, costs: Costs) -> int:
-    """Forwards that a decision costs in training: its own, the backward to activations and to the weights that train,
-    and those that are made to recompute something.
+def training_flop(learner: LearnerConfig, costs: Costs) -> float:
+    """Operations that a decision costs in training: its forward, the backward to activations and to the weights that
+    train, and the forwards that are made to recompute something.
     """
-    learner = config.learner
-    backward = 2 if costs.trained == costs.parameters else 1
-    return 1 + backward + (learner.recompute == "prefetch") + learner.gradient_checkpointing
+    backward = 2 if costs.trained + costs.frozen == costs.parameters else 1
+    forwards = 1 + (learner.recompute == "prefetch")
+    return forwards * costs.flop + (backward + learner.gradient_checkpointing) * (costs.flop - costs.frozen_flop)
 
 
 def _simulated(config: RunConfig, machine: Machine) -> float | None:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from accerl.config import ConfigError, RunConfig
 from accerl.policies import new_policy
 from accerl.policies.lora import adapted
-from accerl.policies.openvla_sizes import sizes_of
+from accerl.policies.openvla_sizes import ACTION_TOKENS, WIDTH, sizes_of
 from accerl.protocols import Policy
 from accerl.types import EnvSpec, ObservationBatch
 
@@ -32,7 +32,11 @@ class Costs(NamedTuple):
     observation_bytes: int
     """Of a decision in the replay."""
     trained: int
-    """Parameters that train: all, or the additions of `policy.lora_rank`."""
+    """Parameters that train: all but those of `policy.freeze_vision`, or the additions of `policy.lora_rank`."""
+    frozen: int = 0
+    """Parameters before everything that trains, through which no backward goes."""
+    frozen_flop: float = 0.0
+    """Of their part of the forward."""
 
 
 def costs_of(config: RunConfig, spec: EnvSpec) -> Costs:
@@ -44,12 +48,23 @@ def costs_of(config: RunConfig, spec: EnvSpec) -> Costs:
     recomputes = config.learner.gradient_checkpointing
     observation = spec.num_cameras * spec.image_size**2 * 3 + spec.proprio_dim * 4
     if config.policy.kind == OPENVLA:
-        sizes = sizes_of(spec.num_cameras, spec.chunk_length, spec.action_dim)
+        frozen = config.policy.freeze_vision
+        sizes = sizes_of(spec.num_cameras, spec.chunk_length, spec.action_dim, freeze_vision=frozen)
         activations = sizes.checkpointed_bytes if recomputes else sizes.activation_bytes
         added = config.policy.lora_rank * sizes.lora_parameters
         if added and config.policy.lora_layers:
             raise ConfigError("policy.lora_layers: for openvla_oft additions to all layers are counted; leave it out")
-        return Costs(sizes.parameters + added, 2, activations, sizes.flop, observation, added or sizes.parameters)
+        trained = added + ACTION_TOKENS * WIDTH if added else sizes.parameters - sizes.frozen_parameters
+        return Costs(
+            parameters=sizes.parameters + added,
+            weight_bytes=2,
+            activation_bytes=activations,
+            flop=sizes.flop,
+            observation_bytes=observation,
+            trained=trained,
+            frozen=sizes.frozen_parameters,
+            frozen_flop=sizes.frozen_flop,
+        )
     policy = new_policy(config.policy, spec, list(spec.tasks), config.objective.value_loss == "bce")
     policy = adapted(policy, config.policy)
     if recomputes:

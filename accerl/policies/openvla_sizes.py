@@ -52,10 +52,16 @@ class Sizes(NamedTuple):
     checkpointed_bytes: int
     """The same where only the inputs of the blocks are kept, with the largest block, which is recomputed."""
     lora_parameters: int
-    """Of additions of rank 1 to every linear layer."""
+    """Of additions of rank 1 to every linear layer that trains, but the head."""
+    frozen_parameters: int
+    """Of the vision backbone, if that does not train."""
+    frozen_flop: float
+    """Of its forward for one decision, likewise."""
 
 
-def sizes_of(num_images: int = 1, chunk_length: int = 8, action_dim: int = 7, proprio_dim: int = 0) -> Sizes:
+def sizes_of(
+    num_images: int = 1, chunk_length: int = 8, action_dim: int = 7, proprio_dim: int = 0, freeze_vision: bool = False
+) -> Sizes:
     """Of a policy that sees `num_images` images of 224 pixels; the value head, 0.1 % of it, is left out."""
     patches = (IMAGE_SIZE // PATCH) ** 2
     proprio = proprio_dim * WIDTH + WIDTH + WIDTH * WIDTH + WIDTH if proprio_dim else 0
@@ -63,23 +69,26 @@ def sizes_of(num_images: int = 1, chunk_length: int = 8, action_dim: int = 7, pr
     layers = LAYERS * (4 * WIDTH**2 + 3 * WIDTH * MLP + 2 * WIDTH) + WIDTH
     trunk = _tower(DINO, patches) + _tower(SIGLIP, patches) + projector + proprio + layers + VOCABULARY * WIDTH
     tokens = num_images * patches + bool(proprio_dim) + PROMPT_TOKENS + chunk_length * action_dim + 1
-    vision = sum(_tower_flop(tower, patches) for tower in (DINO, SIGLIP)) + 2 * projector * patches
+    towers = (DINO, SIGLIP)
+    trained = () if freeze_vision else towers
+    seeing = sum(_tower_flop(tower, patches) for tower in towers)
+    vision = seeing + 2 * projector * patches
     language = 2 * layers * tokens + LAYERS * 4 * tokens**2 * WIDTH
     return Sizes(
         parameters=trunk + ACTION_TOKENS * WIDTH,
         parameters_full_head=trunk + VOCABULARY * WIDTH,
         tokens=tokens,
         flop=float(num_images * vision + language),
-        activation_bytes=_language_activations(tokens) + num_images * _vision_activations(patches),
+        activation_bytes=_language_activations(tokens) + num_images * _vision_activations(patches, trained),
         checkpointed_bytes=2 * LAYERS * tokens * WIDTH
         + _language_activations(tokens) // LAYERS
-        + num_images * sum(2 * tower.blocks * (patches + tower.prefix) * tower.width for tower in (DINO, SIGLIP)),
+        + num_images * sum(2 * tower.blocks * (patches + tower.prefix) * tower.width for tower in trained),
         lora_parameters=LAYERS * (4 * 2 * WIDTH + 3 * (WIDTH + MLP))
-        + sum(
-            tower.blocks * (4 * tower.width + 2 * tower.width + 2 * (tower.width + tower.mlp))
-            for tower in (DINO, SIGLIP)
-        )
-        + _projector_ends(DINO.width + SIGLIP.width),
+        + sum(tower.blocks * (4 * tower.width + 2 * tower.width + 2 * (tower.width + tower.mlp)) for tower in trained)
+        + _projector_ends(DINO.width + SIGLIP.width)
+        + (proprio_dim + 3 * WIDTH if proprio_dim else 0),
+        frozen_parameters=sum(_tower(tower, patches) for tower in towers) if freeze_vision else 0,
+        frozen_flop=float(num_images * seeing) if freeze_vision else 0.0,
     )
 
 
@@ -110,10 +119,13 @@ def _language_activations(tokens: int) -> int:
     return LAYERS * tokens * layer
 
 
-def _vision_activations(patches: int) -> int:
-    """A block keeps two inputs, two norms, query, key, value, attention's output, its scaling, and two of its MLP."""
+def _vision_activations(patches: int, trained: tuple[Tower, ...]) -> int:
+    """Of the projector, and of those towers that train.
+
+    A block keeps two inputs, two norms, query, key, value, attention's output, its scaling, and two of its MLP.
+    """
     towers = sum(
         tower.blocks * (patches + tower.prefix) * 2 * ((2 + 2 + 3 + 2 + 2 * tower.scales) * tower.width + 2 * tower.mlp)
-        for tower in (DINO, SIGLIP)
+        for tower in trained
     )
     return towers + patches * 2 * (4 * 4 * (DINO.width + SIGLIP.width) // 2 + 3 * WIDTH)

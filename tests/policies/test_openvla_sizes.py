@@ -2,9 +2,43 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
+import pytest
+import torch
+
+from accerl.policies.lora import LowRankPolicy
+from accerl.policies.openvla_oft import OpenVLAOFT, OpenVLAOFTConfig
 from accerl.policies.openvla_sizes import sizes_of
+
+BOUNDS = {"q01": [-1.0] * 8, "q99": [1.0] * 8}
+
+
+def built(proprio_dim: int = 0, **fields: Any) -> OpenVLAOFT:
+    """The real network, without memory."""
+    stats = {"action": {name: bound[:7] for name, bound in BOUNDS.items()}, "proprio": BOUNDS}
+    config = OpenVLAOFTConfig(
+        norm_stats_key="a", norm_stats=stats, tokenizer=("go",), proprio_dim=proprio_dim or None, **fields
+    )
+    with torch.device("meta"):
+        return OpenVLAOFT(config)
+
+
+@pytest.mark.parametrize("proprio_dim", [0, 8])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_parameters_are_exactly_those_of_the_network(frozen: bool, proprio_dim: int):
+    sizes = sizes_of(proprio_dim=proprio_dim, freeze_vision=frozen)
+    parameters = list(built(proprio_dim, freeze_vision=frozen).model.parameters())
+    assert sum(parameter.numel() for parameter in parameters) == sizes.parameters
+    assert sum(parameter.numel() for parameter in parameters if not parameter.requires_grad) == sizes.frozen_parameters
+
+
+@pytest.mark.parametrize(("frozen", "proprio_dim"), [(False, 0), (True, 0), (False, 8)])
+def test_additions_are_exactly_those_that_are_made(frozen: bool, proprio_dim: int):
+    with torch.device("meta"):
+        policy = LowRankPolicy(built(proprio_dim, freeze_vision=frozen), rank=2, alpha=2)
+    added = sum(parameter.numel() for name, parameter in policy.named_parameters() if "lora_" in name)
+    assert added == 2 * sizes_of(proprio_dim=proprio_dim, freeze_vision=frozen).lora_parameters
 
 
 def test_parameters_are_those_of_the_counted_model():
@@ -28,3 +62,9 @@ def test_a_decision_takes_as_many_tokens_and_operations_as_counted(images: int, 
 def test_activations_are_near_those_measured():
     """3452 MiB of the language model and 905 of the vision towers, two images."""
     assert sizes_of(2).activation_bytes / 2**20 == pytest.approx(3452 + 905, rel=0.02)
+
+
+def test_a_frozen_vision_backbone_saves_its_activations():
+    """905 MiB were measured with it and 27 without, two images."""
+    saved = sizes_of(2).activation_bytes - sizes_of(2, freeze_vision=True).activation_bytes
+    assert saved / 2**20 == pytest.approx(905 - 27, rel=0.07)

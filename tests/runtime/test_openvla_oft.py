@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from pathlib import Path
 
 import pytest
@@ -70,11 +69,6 @@ def config(folder: Path) -> list[str]:
     return ["--config", str(folder / "recipe.toml")]
 
 
-def success(policy: Path, out: Path) -> float:
-    assert main(["eval", "--policy", str(policy), "--episodes-per-task", "30", "--out", str(out)]) == 0
-    return json.loads(out.read_text())["rate"]
-
-
 def test_imitation_learns_what_the_demonstrations_say(folder: Path) -> None:
     loss = json.loads((folder / "policy" / "origin.json").read_text())["loss"]
     assert loss < math.log(256) - 0.3, "a uniform guess among 256 tokens costs ln 256 nats"
@@ -93,11 +87,11 @@ def test_it_trains_asynchronously_and_a_finished_run_goes_on(folder: Path, tmp_p
     assert learner["updates"] == 4
     assert run.metrics()[-1]["discarded_decisions"] == 0
 
-    started = time.monotonic()
     assert main(["train", "--resume", str(run.folder), "--limits.max-updates", "6"]) == 0
     learner, _ = load_checkpoint(list_checkpoints(run.folder / "checkpoints")[-1])
     assert learner["updates"] == 6
-    assert {float(entry["step"]) for entry in learner["optimizer"]["state"].values()} == {6.0, 5.0}
+    assert {float(entry["step"]) for entry in learner["optimizer"]["state"].values()} == {6.0}, "it went on from 4"
     assert isinstance(load_policy(run.checkpoints()[-1]), OpenVLAOFT)
-    assert time.monotonic() - started < 300
-    assert 0 <= success(run.folder, tmp_path / "result.json") <= 1
+    result = tmp_path / "result.json"
+    assert main(["eval", "--policy", str(run.folder), "--episodes-per-task", "4", "--out", str(result)]) == 0
+    assert json.loads(result.read_text())["episodes"] == 4
