@@ -109,7 +109,8 @@ def _print_ways(console: Console, ways: Sequence[Way], machine: Machine) -> None
     from accerl.plan_training import LORA_RANK
 
     console.print(
-        f"training alone on {machine.gpus} GPUs of {machine.gpu_gib:.4g} GiB (ZeRO-2, bfloat16, LoRA of rank {LORA_RANK})"
+        f"training alone on {machine.gpus} GPUs of {machine.gpu_gib:.4g} GiB "
+        f"(ZeRO-2, bfloat16, LoRA of rank {LORA_RANK})"
     )
     console.print("  with / without gradient checkpointing; decisions trained a second at most")
     table = Table.grid(padding=(0, 2))
