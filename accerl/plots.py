@@ -26,6 +26,8 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
 TASK_COLOURS = (ORANGE, SKY, GREEN, PURPLE, RED, YELLOW)
 SMOOTHED = 7
 """Lines of metrics over which what flickers is averaged."""
+LEAST_POINTS = 40
+"""That a smoothed curve is made of, however long the run: a slow one has updates in few of its lines."""
 STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -103,6 +105,7 @@ def _success(axes: Axes, metrics: Metrics, x_name: str, start: Rates | None, fin
 def _evaluations(axes: Axes, x: float, rates: Rates | None, side: int) -> None:
     """Points with their intervals, beside one another at one end of the curve."""
     markers = {"sampled": ("o", BLACK), "greedy": ("D", RED)}
+    known = axes.get_legend_handles_labels()[1]
     for index, (label, rate) in enumerate((rates or {}).items()):
         marker, colour = markers.get(label, ("s", PURPLE))
         low, high = rate["interval"]
@@ -115,7 +118,7 @@ def _evaluations(axes: Axes, x: float, rates: Rates | None, side: int) -> None:
             capsize=3,
             markersize=6,
             transform=axes.transData + _shift(axes, side * (6 + 10 * index)),
-            label=f"evaluation, {label}" if side < 0 else None,
+            label=None if f"evaluation, {label}" in known else f"evaluation, {label}",
             zorder=5,
             clip_on=False,
         )
@@ -132,7 +135,9 @@ def _shift(axes: Axes, points: float) -> Any:
 def _lag(axes: Axes, metrics: Metrics) -> None:
     x = _column(metrics, "wall_s")
     axes.plot(x, _smooth(_column(metrics, "policy_lag_mean")), color=BLUE, linewidth=2, label="mean")
-    axes.plot(x, _column(metrics, "policy_lag_max"), color=ORANGE, linewidth=1, label="largest")
+    largest = _column(metrics, "policy_lag_max")
+    known = ~np.isnan(largest)
+    axes.plot(x[known], largest[known], color=ORANGE, linewidth=1, label="largest")
     axes.set(title="Age of the decisions trained on", ylabel="policy versions")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)
@@ -175,7 +180,7 @@ def _column(metrics: Metrics, name: str) -> np.ndarray:
 
 def _smooth(values: np.ndarray) -> np.ndarray:
     """Means over the lines around each one; nan where there are none."""
-    half = SMOOTHED // 2
+    half = max(SMOOTHED, len(values) // LEAST_POINTS) // 2
     around = [values[max(0, index - half) : index + half + 1] for index in range(len(values))]
     return np.array([part[~np.isnan(part)].mean() if (~np.isnan(part)).any() else np.nan for part in around])
 

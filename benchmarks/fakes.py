@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from accerl.config import EnvConfig, PolicyConfig
 from accerl.envs.decision import chosen_task
-from accerl.policies.action_tokens import sample_tokens
+from accerl.policies.action_tokens import chosen, sample_tokens
 from accerl.types import Blob, ChunkResult, EnvSpec, Evaluation, Observation, ObservationBatch, PolicyOutput
 
 ACTION_DIM, PROPRIO_DIM, NUM_BINS = 7, 8, 256
@@ -106,13 +106,13 @@ class FakePolicy(nn.Module):
         tokens = sample_tokens(log_probs, seeds)
         action = (tokens.float() * (2 / (NUM_BINS - 1)) - 1).view(-1, self.chunk_length, ACTION_DIM)
         value = self.value_head(features).squeeze(-1)
-        return PolicyOutput(action, _chosen(log_probs, tokens), value, {"tokens": tokens.to(torch.int16)})
+        return PolicyOutput(action, chosen(log_probs, tokens), value, {"tokens": tokens.to(torch.int16)})
 
     def evaluate(self, observations: ObservationBatch, blob: Blob[Tensor]) -> Evaluation:
         features = self._features(observations)
         log_probs = self._log_probs(features)
         entropy = -(log_probs.exp() * log_probs).sum(-1)
-        return Evaluation(_chosen(log_probs, blob["tokens"].long()), entropy, self._value(features))
+        return Evaluation(chosen(log_probs, blob["tokens"].long()), entropy, self._value(features))
 
     def value(self, observations: ObservationBatch) -> Tensor:
         return self._value(self._features(observations))
@@ -141,7 +141,3 @@ class FakePolicy(nn.Module):
 
     def _value(self, features: Tensor) -> Tensor:
         return self.value_head(features.detach()).squeeze(-1)
-
-
-def _chosen(log_probs: Tensor, tokens: Tensor) -> Tensor:
-    return log_probs.gather(-1, tokens[..., None]).squeeze(-1)

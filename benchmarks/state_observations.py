@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from accerl.config import EnvConfig, PolicyConfig
 from accerl.envs.metaworld import MetaWorld
-from accerl.policies.action_tokens import sample_tokens, soft_labels, to_actions, to_tokens
+from accerl.policies.action_tokens import chosen, sample_tokens, soft_labels, to_actions, to_tokens
 from accerl.policies.tiny_vla import radial_basis
 from accerl.types import Blob, ChunkResult, EnvSpec, Evaluation, Observation, ObservationBatch, PolicyOutput
 
@@ -109,12 +109,12 @@ class StatePolicy(nn.Module):
         tokens = sample_tokens(log_probs, seeds)
         action = to_actions(tokens, NUM_BINS).view(-1, self.chunk_length, ACTION_DIM)
         blob = {"tokens": tokens.to(torch.int16)}
-        return PolicyOutput(action, _chosen(log_probs, tokens), self.value(observations), blob)
+        return PolicyOutput(action, chosen(log_probs, tokens), self.value(observations), blob)
 
     def evaluate(self, observations: ObservationBatch, blob: Blob[Tensor]) -> Evaluation:
         log_probs = self._log_probs(observations)
         entropy = -(log_probs.exp() * log_probs).sum(-1)
-        return Evaluation(_chosen(log_probs, blob["tokens"].long()), entropy, self.value(observations))
+        return Evaluation(chosen(log_probs, blob["tokens"].long()), entropy, self.value(observations))
 
     def value(self, observations: ObservationBatch) -> Tensor:
         time = observations.episode_step.float() / self.max_decisions
@@ -152,7 +152,3 @@ class StatePolicy(nn.Module):
     def _log_probs(self, observations: ObservationBatch) -> Tensor:
         logits = self.action_head(self.actor(self._known(observations))).view(-1, self.num_tokens, NUM_BASIS)
         return torch.log_softmax(logits @ self.basis, dim=-1)
-
-
-def _chosen(log_probs: Tensor, tokens: Tensor) -> Tensor:
-    return log_probs.gather(-1, tokens[..., None]).squeeze(-1)

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from accerl.policies.action_tokens import sample_tokens, soft_labels, to_actions, to_tokens
+from accerl.policies.action_tokens import chosen, sample_tokens, soft_labels, to_actions, to_tokens
 from accerl.policies.value_head import ValueHead
 from accerl.types import Blob, EnvSpec, Evaluation, ObservationBatch, PolicyOutput
 
@@ -137,14 +137,14 @@ class TinyVLA(nn.Module):
         tokens = sample_tokens(log_probs, seeds)
         action = to_actions(tokens, self.config.num_bins).view(-1, self.config.chunk_length, self.config.action_dim)
         blob = {"tokens": tokens.to(torch.int16)}
-        return PolicyOutput(action, _chosen(log_probs, tokens), value, blob)
+        return PolicyOutput(action, chosen(log_probs, tokens), value, blob)
 
     def evaluate(self, observations: ObservationBatch, blob: Blob[Tensor]) -> Evaluation:
         logits, value = self._forward(observations)
         log_probs = torch.log_softmax(logits, dim=-1)
         entropy = -(log_probs.exp() * log_probs).sum(-1)
         tokens = blob["tokens"].to(log_probs.device).long()
-        return Evaluation(_chosen(log_probs, tokens), entropy, value)
+        return Evaluation(chosen(log_probs, tokens), entropy, value)
 
     def value(self, observations: ObservationBatch) -> Float[Tensor, " batch"]:
         return self.value_head(self._action_states(observations), observations.episode_step).float()
@@ -260,7 +260,3 @@ def radial_basis(num_basis: int, num_bins: int) -> Float[Tensor, "basis bin"]:
     centre = torch.linspace(0, 1, num_basis)[:, None]
     position = torch.linspace(0, 1, num_bins)[None]
     return torch.exp(-((position - centre) ** 2) / (2 * (0.8 / (num_basis - 1)) ** 2))
-
-
-def _chosen(log_probs: Float[Tensor, "batch token bin"], tokens: Int[Tensor, "batch token"]) -> Tensor:
-    return log_probs.gather(-1, tokens[..., None]).squeeze(-1)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from accerl.config import ConfigError
-from accerl.policies.action_tokens import sample_tokens
+from accerl.policies.action_tokens import chosen, sample_tokens
 from accerl.policies.openvla_oft import actions, images
 from accerl.policies.openvla_oft.config import OpenVLAOFTConfig
 from accerl.policies.openvla_oft.graphs import GraphedForward
@@ -82,14 +82,14 @@ class OpenVLAOFT(nn.Module):
         chunk = tokens.view(-1, self.config.chunk_length, self.config.action_dim)
         action = self._actions.to(tokens.device)[chunk, torch.arange(self.config.action_dim, device=tokens.device)]
         value = self._value(prediction.states, observations)
-        return PolicyOutput(action, _chosen(log_probs, tokens), value, {"tokens": tokens.to(torch.int16)})
+        return PolicyOutput(action, chosen(log_probs, tokens), value, {"tokens": tokens.to(torch.int16)})
 
     def evaluate(self, observations: ObservationBatch, blob: Blob[Tensor]) -> Evaluation:
         prediction = self._predict(observations)
         log_probs = torch.log_softmax(prediction.logits, dim=-1)
         entropy = -(log_probs.exp() * log_probs).sum(-1)
         tokens = blob["tokens"].to(log_probs.device).long()
-        return Evaluation(_chosen(log_probs, tokens), entropy, self._value(prediction.states, observations))
+        return Evaluation(chosen(log_probs, tokens), entropy, self._value(prediction.states, observations))
 
     def value(self, observations: ObservationBatch) -> Float[Tensor, " batch"]:
         with torch.no_grad():
@@ -104,7 +104,7 @@ class OpenVLAOFT(nn.Module):
     ) -> Float[Tensor, ""]:
         """Cross-entropy of the action tokens among the 256, nats a token; upstream's is among the whole vocabulary."""
         log_probs = torch.log_softmax(self._predict(observations).logits, dim=-1)
-        cross_entropy = -_chosen(log_probs, self.tokens_of(actions).to(log_probs.device)).view(*mask.shape, -1).mean(-1)
+        cross_entropy = -chosen(log_probs, self.tokens_of(actions).to(log_probs.device)).view(*mask.shape, -1).mean(-1)
         return torch.where(mask.to(log_probs.device), cross_entropy, 0.0).sum() / mask.sum()
 
     def tokens_of(self, action: Float[Tensor, "batch chunk action"]) -> Int[Tensor, "batch token"]:
@@ -190,7 +190,3 @@ class OpenVLAOFT(nn.Module):
                 )
             self._prompts[text] = prompt
         return pad_prompts([self._prompts[text] for text in instructions], self.config.prompt_length)
-
-
-def _chosen(log_probs: Float[Tensor, "batch token 256"], tokens: Int[Tensor, "batch token"]) -> Tensor:
-    return log_probs.gather(-1, tokens[..., None]).squeeze(-1)

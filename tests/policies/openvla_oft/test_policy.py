@@ -16,52 +16,13 @@ from torch import Tensor
 from accerl.config import ConfigError, PolicyConfig
 from accerl.policies import build_policy, new_policy
 from accerl.policies.lora import LowRankPolicy
-from accerl.policies.openvla_oft import OpenVLAOFT, OpenVLAOFTConfig, tiny_config
+from accerl.policies.openvla_oft import OpenVLAOFT
 from accerl.policies.openvla_oft.tokenizer import PROMPT
 from accerl.protocols import Policy
-from accerl.types import EnvSpec, ObservationBatch
+from accerl.types import ObservationBatch
+from tests.policies.openvla_oft.fakes import INSTRUCTIONS, SEEDS, observations, tiny_policy
 from tests.policies.openvla_oft.reference import CASES, PROMPTS, TEXTS
-
-SEEDS = np.array([3, 1, 4, 15, 9])
-SPEC = EnvSpec(
-    tasks=("red",),
-    num_cameras=1,
-    image_size=16,
-    proprio_dim=2,
-    action_dim=2,
-    chunk_length=2,
-    steps_per_action=1,
-    max_decisions=8,
-)
-INSTRUCTIONS = ("go to the red dot", "go to the blue dot over there")
-
-
-def tiny_policy(seed: int = 0, **fields: Any) -> OpenVLAOFT:
-    """One of 4 tokens, with logits that differ."""
-    torch.manual_seed(seed)
-    config = tiny_config(SPEC, INSTRUCTIONS, width=32, num_layers=2, num_heads=2)
-    policy = OpenVLAOFT(OpenVLAOFTConfig(**{**config.model_dump(), **fields})).eval()
-    torch.nn.init.normal_(policy.model.language_model.lm_head.weight, std=0.3)
-    return policy
-
-
-def observations(num: int, seed: int = 0) -> ObservationBatch:
-    generator = torch.Generator().manual_seed(seed)
-    return ObservationBatch(
-        images=torch.randint(256, (num, 1, 16, 16, 3), generator=generator, dtype=torch.uint8),
-        proprio=torch.rand(num, 2, generator=generator) * 2 - 1,
-        instructions=[INSTRUCTIONS[row % 2] for row in range(num)],
-        episode_step=torch.randint(9, (num,), generator=generator),
-    )
-
-
-def rows(batch: ObservationBatch, order: list[int]) -> ObservationBatch:
-    return ObservationBatch(
-        images=batch.images[order],
-        proprio=batch.proprio[order],
-        instructions=[batch.instructions[row] for row in order],
-        episode_step=batch.episode_step[order],
-    )
+from tests.roles.fakes import SPEC, rows
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from accerl.config import ConfigError
 from accerl.policies.openvla_oft.reward import SuccessClassifier, focal_loss
-from tests.policies.openvla_oft.test_policy import INSTRUCTIONS, observations, tiny_policy
+from tests.policies.openvla_oft.fakes import INSTRUCTIONS, observations, tiny_policy
 
 
 def classifier(num_layers: int = 1, **fields: Any) -> SuccessClassifier:

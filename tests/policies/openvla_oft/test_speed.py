@@ -18,7 +18,7 @@ from accerl.policies.openvla_oft import OpenVLAOFT
 from accerl.policies.openvla_oft.graphs import GraphedForward
 from accerl.policy_server import PolicyServer
 from accerl.types import Decision, DecisionRequest, Observation, Weights
-from tests.policies.openvla_oft.test_policy import SEEDS, observations, tiny_policy
+from tests.policies.openvla_oft.fakes import SEEDS, observations, tiny_policy
 from tests.roles.fakes import tiny_policy as tiny_vla
 
 TEXTS = ("go to the red dot", "go to the blue dot over there", "go", "go to the dot that is not red, but blue")

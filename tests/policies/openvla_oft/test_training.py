@@ -22,8 +22,8 @@ from accerl.policies.lora import LowRankPolicy, adapted
 from accerl.policies.openvla_oft import OpenVLAOFT
 from accerl.policies.openvla_oft.model import Float32RotaryEmbedding
 from accerl.types import Batch
+from tests.policies.openvla_oft.fakes import SEEDS, observations, tiny_policy
 from tests.policies.openvla_oft.reference import CASES, write_checkpoint
-from tests.policies.openvla_oft.test_policy import SEEDS, observations, tiny_policy
 from tests.roles.fakes import trajectory
 
 WAYS: dict[str, dict[str, Any]] = {

@@ -21,7 +21,7 @@ def train_one_rank(_: int, folder: str, dtype: Literal["float32", "bfloat16"], l
     from accerl.policies.lora import adapted
     from accerl.policies.openvla_oft.model import Float32RotaryEmbedding
     from accerl.zero import ZeroEngine, join_ranks
-    from tests.policies.openvla_oft.test_policy import observations, tiny_policy
+    from tests.policies.openvla_oft.fakes import observations, tiny_policy
     from tests.policies.openvla_oft.test_training import batch
 
     torch.set_num_threads(1)
