@@ -11,21 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from accerl.config import LearnerConfig, RunConfig
+from accerl.config import RunConfig
 from accerl.envs.libero.doctor import PROCESS_GB, TASK_GB
 from accerl.envs.libero.suites import SUITES as LIBERO
+from accerl.plan_learner import GIB, WEIGHT_BYTES, learner_bytes, trained_bytes, training_flop
 from accerl.policies.costs import Costs
 from accerl.runtime.placement import is_shared, resources, shared_gpus, total_gpus
 
-GIB = 2**30
-
 STEP_MS, PICTURE_MS = 12.0, 60.0
 """Of a core, for a step of LIBERO and for a camera's picture drawn without a GPU: `benchmarks/libero_step.py`."""
-
-WEIGHT_BYTES = {"float32": 4, "bfloat16": 2}
-"""Of a parameter where it trains, and of its gradient."""
-OPTIMIZER_BYTES = {"float32": 8, "bfloat16": 12}
-"""Of AdamW's two moments, and of the float32 copy that goes with bfloat16."""
 
 SETTINGS = {
     "learner": "learner.micro_batch_decisions, or take a smaller policy",
@@ -109,25 +103,13 @@ def _replay(config: RunConfig, costs: Costs) -> Load:
     return Load("replay", "host", gib, f"{capacity} decisions x {_size(costs.observation_bytes)}")
 
 
-def trained_bytes(learner: LearnerConfig) -> float:
-    """Of gradient and optimizer on each rank, for a parameter that trains."""
-    ranks = learner.num_ranks
-    gradients = WEIGHT_BYTES[learner.dtype] / (ranks if learner.zero_stage == 2 else 1)
-    return gradients + OPTIMIZER_BYTES[learner.dtype] / ranks
-
-
-def static_bytes(costs: Costs, learner: LearnerConfig) -> float:
-    """On each rank: all weights, and its part of what ZeRO spreads out."""
-    return costs.parameters * WEIGHT_BYTES[learner.dtype] + costs.trained * trained_bytes(learner)
-
-
 def _rank(config: RunConfig, costs: Costs, number: int, place: str) -> Load:
     """One rank of the learner."""
     learner = config.learner
     size, training = WEIGHT_BYTES[learner.dtype], trained_bytes(learner)
     copies = (learner.average_decay > 0) + (config.objective.reference_kl > 0)
     micro_batch = min(learner.micro_batch_decisions, learner.batch_decisions)
-    total = static_bytes(costs, learner) + micro_batch * costs.activation_bytes
+    total = learner_bytes(costs, learner, micro_batch)
     total += copies * costs.parameters * costs.weight_bytes
     if costs.trained == costs.parameters:
         parts = f"{quantity(costs.parameters)} parameters x {size + training:.3g} bytes"
@@ -189,15 +171,6 @@ def _ceilings(config: RunConfig, costs: Costs, machine: Machine) -> dict[str, fl
         "inference": inference if config.inference.device.startswith("cuda") else None,
         "learner": learner if config.learner.device.startswith("cuda") else None,
     }
-
-
-def training_flop(learner: LearnerConfig, costs: Costs) -> float:
-    """Operations that a decision costs in training: its forward, the backward to activations and to the weights that
-    train, and the forwards that are made to recompute something.
-    """
-    backward = 2 if costs.trained + costs.frozen == costs.parameters else 1
-    forwards = 1 + (learner.recompute == "prefetch")
-    return forwards * costs.flop + (backward + learner.gradient_checkpointing) * (costs.flop - costs.frozen_flop)
 
 
 def _simulated(config: RunConfig, machine: Machine) -> float | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from accerl.config import RunConfig, merge
-from accerl.plan import GIB, Machine, static_bytes, training_flop
+from accerl.plan import Machine
+from accerl.plan_learner import GIB, largest_micro_batch, learner_bytes, static_bytes, training_flop
 from accerl.policies.costs import Costs, costs_of
 from accerl.types import EnvSpec
 
@@ -55,7 +55,7 @@ def _way(name: str, config: RunConfig, fields: dict[str, object], spec: EnvSpec,
         own = _spread(config, fields, machine.gpus, recomputes)
         costs = costs_of(own, spec)
         static = static_bytes(costs, own.learner) / GIB
-        fits[recomputes] = _fit(own, costs, static, machine)
+        fits[recomputes] = _fit(own, costs, machine)
     refusal = None
     if not fits[True].micro_batch:
         refusal = (
@@ -65,12 +65,11 @@ def _way(name: str, config: RunConfig, fields: dict[str, object], spec: EnvSpec,
     return Way(name, static, fits[False], fits[True], refusal)
 
 
-def _fit(config: RunConfig, costs: Costs, static_gib: float, machine: Machine) -> Fit:
-    room = max(0.0, machine.gpu_gib - static_gib) * GIB
+def _fit(config: RunConfig, costs: Costs, machine: Machine) -> Fit:
     flop_per_s = machine.gpus * machine.gpu_tflops * 1e12 * machine.efficiency
     return Fit(
         mib=costs.activation_bytes / 2**20,
-        micro_batch=math.floor(room / costs.activation_bytes),
+        micro_batch=largest_micro_batch(costs, config.learner, machine.gpu_gib),
         per_s=flop_per_s / training_flop(config.learner, costs),
     )
 
@@ -80,7 +79,7 @@ def _remedy(config: RunConfig, fields: dict[str, object], spec: EnvSpec, machine
     while gpus <= MOST_GPUS:
         own = _spread(config, fields, gpus, recomputes=True)
         costs = costs_of(own, spec)
-        if static_bytes(costs, own.learner) + costs.activation_bytes <= machine.gpu_gib * GIB:
+        if learner_bytes(costs, own.learner, 1) <= machine.gpu_gib * GIB:
             return f"use {gpus} GPUs, or policy.lora_rank = {LORA_RANK}"
         gpus *= 2
     return "take GPUs with more memory"
