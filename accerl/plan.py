@@ -14,7 +14,7 @@ from typing import NamedTuple
 from accerl.config import RunConfig
 from accerl.envs.libero.doctor import PROCESS_GB, TASK_GB
 from accerl.envs.libero.suites import SUITES as LIBERO
-from accerl.plan_learner import GIB, WEIGHT_BYTES, learner_bytes, trained_bytes, training_flop
+from accerl.plan_memory import GIB, WEIGHT_BYTES, inference_bytes, learner_bytes, trained_bytes, training_flop
 from accerl.policies.costs import Costs
 from accerl.runtime.placement import is_shared, resources, shared_gpus, total_gpus
 
@@ -89,9 +89,9 @@ def _loads(config: RunConfig, costs: Costs) -> list[Load]:
     num_ranks = config.learner.num_ranks
     all_places = _places(config)
     loads = [_rank(config, costs, number, place) for number, place in enumerate(all_places[:num_ranks])]
-    weights = costs.parameters * costs.weight_bytes
+    service = inference_bytes(costs) / GIB
     for number, place in enumerate(all_places[num_ranks:]):
-        loads.append(Load(f"inference-{number}", place, 2 * weights / GIB, "weights, and the next version of them"))
+        loads.append(Load(f"inference-{number}", place, service, "weights, and the next version of them"))
     return [*loads, _replay(config, costs), *_simulation(config)]
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from accerl.config import RunConfig, merge
 from accerl.plan import Machine
-from accerl.plan_learner import GIB, largest_micro_batch, learner_bytes, static_bytes, training_flop
+from accerl.plan_memory import GIB, largest_micro_batch, learner_bytes, static_bytes, training_flop
 from accerl.policies.costs import Costs, costs_of
 from accerl.types import EnvSpec
 

@@ -9,7 +9,7 @@ import pytest
 from accerl.config import ConfigError, EnvConfig, RunConfig, merge
 from accerl.envs import make_env
 from accerl.plan import Machine, Plan, make_plan
-from accerl.plan_learner import GIB, training_flop
+from accerl.plan_memory import GIB, training_flop
 from accerl.plan_training import training_ways
 from accerl.policies import new_policy
 from accerl.policies.costs import Costs, costs_of

@@ -80,7 +80,7 @@ def _machine(options: PlanOptions) -> Machine:
     import torch
 
     from accerl.plan import Machine
-    from accerl.plan_learner import GIB
+    from accerl.plan_memory import GIB
 
     own = torch.cuda.device_count()
     gpu_gib = torch.cuda.get_device_properties(0).total_memory / GIB if own else 80.0

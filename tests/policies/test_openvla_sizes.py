@@ -6,10 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
 
 from accerl.policies.lora import LowRankPolicy
 from accerl.policies.openvla_oft import OpenVLAOFT, OpenVLAOFTConfig
-from accerl.policies.openvla_sizes import sizes_of
+from accerl.policies.openvla_oft.layout import Prompts
+from accerl.policies.openvla_sizes import network_of, sizes_of
 
 BOUNDS = {"q01": [-1.0] * 8, "q99": [1.0] * 8}
 
@@ -68,3 +73,64 @@ def test_a_frozen_vision_backbone_saves_its_activations():
     """905 MiB were measured with it and 27 without, two images."""
     saved = sizes_of(2).activation_bytes - sizes_of(2, freeze_vision=True).activation_bytes
     assert saved / 2**20 == pytest.approx(905 - 27, rel=0.07)
+
+
+class FusedAttention(torch.autograd.Function):
+    """Keeps what a fused kernel keeps; on meta torch would take apart what it does."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise NotImplementedError
+
+
+def run(policy: OpenVLAOFT, num_images: int) -> None:
+    """A forward on meta."""
+    model, places = policy.model, policy.config.prompt_length
+    model.language_model.model.rotary_emb.inv_freq = torch.zeros(64, device="meta")
+    prompts = Prompts(torch.zeros(1, places, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+    model(Prompts(*(each.to("meta") for each in prompts)), torch.zeros(1, num_images, 6, 224, 224, device="meta"))
+
+
+@pytest.mark.parametrize(("images", "frozen", "lora"), [(1, False, False), (2, True, False), (1, False, True)])
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_what_is_kept_for_the_backward_pass_is_what_was_counted(
+    images: int, frozen: bool, lora: bool, recomputes: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *parts, **_: FusedAttention.apply(*parts))
+    policy = built(num_images=images, freeze_vision=frozen, dtype="bfloat16").train()
+    if lora:
+        with torch.device("meta"):
+            LowRankPolicy(policy, rank=2, alpha=2).to(torch.bfloat16)
+    if recomputes:
+        policy.gradient_checkpointing_enable()
+    own = {parameter.untyped_storage()._cdata for parameter in policy.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if (place := tensor.untyped_storage()._cdata) not in own:
+            kept[place] = tensor
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        run(policy, images)
+    counted = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    sizes = sizes_of(images, freeze_vision=frozen, lora=lora, network=network_of(policy.config))
+    if not recomputes:
+        assert counted / sizes.activation_bytes == pytest.approx(1, abs=0.01)
+        return
+    plain = sizes_of(images, freeze_vision=True, lora=lora, network=network_of(policy.config))
+    block = (plain.activation_bytes - images * 256 * 2 * (9 * 2176 + 3 * 4096)) / 32
+    assert (counted + block) / sizes.checkpointed_bytes == pytest.approx(1, abs=0.05)
+
+
+def test_operations_are_those_that_torch_counts():
+    policy = built(num_images=2, dtype="bfloat16")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run(policy, 2)
+    assert counter.get_total_flops() / sizes_of(2, network=network_of(policy.config)).flop == pytest.approx(1, abs=1e-3)

@@ -1,7 +1,8 @@
-"""What training takes of each rank's device: bytes that stay, bytes of a micro-batch, operations of a decision.
+"""What training and inference take of a device: bytes that stay, bytes of a micro-batch, operations of a decision.
 
-    weights, gradients, optimizer ─► static_bytes ─┐
-    activations of a decision ─────────────────────┴─► learner_bytes ◄─► largest_micro_batch
+weights, gradients, optimizer ─► static_bytes ─┐
+activations of a decision ─────────────────────┴─► learner_bytes ◄─► largest_micro_batch
+weights, and the next version of them ─► inference_bytes
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ def largest_micro_batch(costs: Costs, learner: LearnerConfig, gib: float) -> int
     """Most decisions in a forward and backward on a device with so much memory; 0: not one."""
     room = gib * GIB - static_bytes(costs, learner)
     return max(0, math.floor(room / costs.activation_bytes))
+
+
+def inference_bytes(costs: Costs) -> float:
+    """Of a service, which holds the newest weights and those that are arriving."""
+    return 2 * costs.parameters * costs.weight_bytes
 
 
 def training_flop(learner: LearnerConfig, costs: Costs) -> float:
