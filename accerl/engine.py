@@ -1,4 +1,5 @@
-"""What turns losses into steps of the optimizer: on one device here, over several ranks in `accerl.zero`.
+"""What turns losses into steps of the optimizer: on one device here and in `accerl.mixed`, over several ranks in
+`accerl.zero`.
 
 loss of a micro-batch ─► backward ─► … ─► step: gradients over all decisions, clipped by group, AdamW
 """

@@ -22,6 +22,7 @@ from accerl.advantages import Estimate, estimate
 from accerl.config import LearnerConfig, ObjectiveConfig
 from accerl.engine import Engine, StepFacts, TorchEngine, placed
 from accerl.losses import Part, total_loss
+from accerl.mixed import MixedEngine
 from accerl.packing import split
 from accerl.protocols import Policy
 from accerl.rl.diagnostics import lag_diagnostics
@@ -59,7 +60,7 @@ class Learner:
         self.updates = 0
         self._config = learner
         self._objective = objective
-        self._engine = engine or TorchEngine(self.policy, learner)
+        self._engine = engine or (MixedEngine if learner.dtype == "bfloat16" else TorchEngine)(self.policy, learner)
         self._last_moments: Moments | None = None
         self._proximal: Policy | None = None
         self._renew_proximal()

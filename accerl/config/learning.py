@@ -201,7 +201,7 @@ class LearnerConfig(Section):
     """Keep only what stands between the policy's blocks for the backward pass, and compute the rest again: less memory
     for a forward more."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of weights and gradients; with `bfloat16`, which wants `zero_stage`, the optimizer keeps a float32 copy."""
+    """Of weights and gradients; with `bfloat16` the optimizer keeps a float32 copy of what trains."""
     rank_timeout_s: PositiveFloat = 120.0
     """Seconds that a rank waits for the others, before all are started again from the last checkpoint."""
     device: str = "cpu"
@@ -213,6 +213,4 @@ class LearnerConfig(Section):
     def _ranks_fit_together(self) -> Self:
         if not self.zero_stage and self.num_ranks > 1:
             raise ValueError(f"num_ranks: {self.num_ranks} want DeepSpeed; set zero_stage to 1 or 2")
-        if not self.zero_stage and self.dtype == "bfloat16":
-            raise ValueError("dtype: 'bfloat16' wants DeepSpeed's float32 copy; set zero_stage to 1 or 2")
         return self
