@@ -45,9 +45,9 @@ def new_policy(
             "weights use openvla_oft_tiny"
         )
     if config.kind == "openvla_oft_tiny":
-        from accerl.policies.openvla_oft import OpenVLAOFT, tiny_config
+        from accerl.policies.openvla_oft import OpenVLAOFT, start_weights, tiny_config
 
-        return OpenVLAOFT(
+        policy = OpenVLAOFT(
             tiny_config(
                 spec,
                 instructions,
@@ -58,6 +58,8 @@ def new_policy(
                 proprio_bounds=proprio_bounds,
             )
         )
+        start_weights(policy)
+        return policy
     if config.kind != "tiny_vla":
         return find_class(config.kind).for_env(spec, instructions, config)
     from accerl.policies.tiny_vla import TinyVLA, TinyVLAConfig

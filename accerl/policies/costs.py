@@ -37,6 +37,8 @@ class Costs(NamedTuple):
     """Parameters before everything that trains, through which no backward goes."""
     frozen_flop: float = 0.0
     """Of their part of the forward."""
+    recomputed_flop: float | None = None
+    """That gradient checkpointing repeats; None: the forward, but for that part."""
 
 
 def costs_of(config: RunConfig, spec: EnvSpec) -> Costs:
@@ -78,6 +80,7 @@ def openvla_costs(policy: PolicyConfig, learner: LearnerConfig, spec: EnvSpec, n
         trained=added + ACTION_TOKENS * network.width if added else sizes.parameters - sizes.frozen_parameters,
         frozen=sizes.frozen_parameters,
         frozen_flop=sizes.frozen_flop,
+        recomputed_flop=sizes.recomputed_flop,
     )
 
 

@@ -60,6 +60,8 @@ class Sizes(NamedTuple):
     """Of the vision backbone, if that does not train."""
     frozen_flop: float
     """Of its forward for one decision, likewise."""
+    recomputed_flop: float
+    """That gradient checkpointing repeats: the blocks that are trained through, each up to the last thing it keeps."""
 
 
 class Network(NamedTuple):
@@ -148,6 +150,10 @@ def sizes_of(
         + (proprio_dim + 3 * width if proprio_dim else 0),
         frozen_parameters=vision_parameters if freeze_vision else 0,
         frozen_flop=float(num_images * seeing) if freeze_vision else 0.0,
+        recomputed_flop=float(
+            network.layers * (2 * tokens * (4 * width**2 + (2 + lora) * width * network.mlp) + 4 * tokens**2 * width)
+            + num_images * sum(_recomputed_flop(tower, patches, lora) for tower in trained)
+        ),
     )
 
 
@@ -172,6 +178,13 @@ def _projector_ends(network: Network) -> int:
 def _tower_flop(tower: Tower, patches: int) -> float:
     tokens = patches + tower.prefix
     return 2 * _tower(tower, 0) * tokens + tower.blocks * 4 * tokens**2 * tower.width
+
+
+def _recomputed_flop(tower: Tower, patches: int, lora: bool) -> int:
+    """An MLP's last layer is not run again where nothing that trains wants its output."""
+    tokens, width = patches + tower.prefix, tower.width
+    mlp = (1 + (lora or tower.scales)) * width * tower.mlp
+    return tower.blocks * (2 * tokens * (4 * width**2 + mlp) + 4 * tokens**2 * width)
 
 
 def _layer_activations(network: Network, tokens: int, lora: bool) -> int:

@@ -20,4 +20,5 @@ instruction ─► prompt ids ───┘               └─ hidden states, d
 
 from accerl.policies.openvla_oft.config import OpenVLAOFTConfig as OpenVLAOFTConfig
 from accerl.policies.openvla_oft.policy import OpenVLAOFT as OpenVLAOFT
+from accerl.policies.openvla_oft.tiny import start_weights as start_weights
 from accerl.policies.openvla_oft.tiny import tiny_config as tiny_config

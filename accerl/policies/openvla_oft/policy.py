@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from accerl.config import ConfigError
-from accerl.policies.action_tokens import chosen, sample_tokens
+from accerl.policies.action_tokens import chosen, sample_tokens, soft_labels
 from accerl.policies.openvla_oft import actions, images
 from accerl.policies.openvla_oft.config import OpenVLAOFTConfig
 from accerl.policies.openvla_oft.graphs import GraphedForward
@@ -104,8 +104,14 @@ class OpenVLAOFT(nn.Module):
     ) -> Float[Tensor, ""]:
         """Cross-entropy of the action tokens among the 256, nats a token; upstream's is among the whole vocabulary."""
         log_probs = torch.log_softmax(self._predict(observations).logits, dim=-1)
-        cross_entropy = -chosen(log_probs, self.tokens_of(actions).to(log_probs.device)).view(*mask.shape, -1).mean(-1)
-        return torch.where(mask.to(log_probs.device), cross_entropy, 0.0).sum() / mask.sum()
+        tokens = self.tokens_of(actions).to(log_probs.device)
+        if self.config.label_width:
+            labels = soft_labels(tokens, log_probs.shape[-1], self.config.label_width)
+            cross_entropy = -(labels * log_probs).sum(-1)
+        else:
+            cross_entropy = -chosen(log_probs, tokens)
+        of_actions = cross_entropy.view(*mask.shape, -1).mean(-1)
+        return torch.where(mask.to(log_probs.device), of_actions, 0.0).sum() / mask.sum()
 
     def tokens_of(self, action: Float[Tensor, "batch chunk action"]) -> Int[Tensor, "batch token"]:
         """The tokens that demonstrated actions of the environment become."""
