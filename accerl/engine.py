@@ -101,7 +101,7 @@ class TorchEngine:
 
 def placed(policy: Policy, config: LearnerConfig) -> Policy:
     """On the learner's device; in float32 if `learner.dtype` says so, whatever the weights were stored in: AdamW's
-    small steps are lost in bfloat16 without the float32 copy that DeepSpeed keeps.
+    small steps are lost in bfloat16 without the float32 copy that `accerl.mixed` and DeepSpeed keep.
     """
     module: Any = policy.to(config.device)
     return module.to(torch.float32) if config.dtype == "float32" else module
@@ -113,7 +113,7 @@ def groups_of(policy: Policy) -> tuple[list[torch.nn.Parameter], ...]:
     return tuple([parameter for parameter in parameters if parameter.requires_grad] for parameters in both)
 
 
-def make_optimizer(groups: Sequence[Sequence[torch.nn.Parameter]], config: LearnerConfig) -> torch.optim.AdamW:
+def make_optimizer(groups: Sequence[Sequence[Tensor]], config: LearnerConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         [{"params": list(parameters), "lr": 0.0} for parameters in groups],
         betas=config.betas,

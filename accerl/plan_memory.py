@@ -52,6 +52,8 @@ def training_flop(learner: LearnerConfig, costs: Costs) -> float:
     """Operations that a decision costs in training: its forward, the backward to activations and to the weights that
     train, and the forwards that are made to recompute something.
     """
-    backward = 2 if costs.trained + costs.frozen == costs.parameters else 1
+    through = costs.flop - costs.frozen_flop
+    backward = (2 if costs.trained + costs.frozen == costs.parameters else 1) * through
+    repeated = through if costs.recomputed_flop is None else costs.recomputed_flop
     forwards = 1 + (learner.recompute == "prefetch")
-    return forwards * costs.flop + (backward + learner.gradient_checkpointing) * (costs.flop - costs.frozen_flop)
+    return forwards * costs.flop + backward + learner.gradient_checkpointing * repeated
