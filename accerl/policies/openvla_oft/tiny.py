@@ -68,22 +68,28 @@ def tiny_config(
 
 
 def start_weights(policy: OpenVLAOFT) -> None:
-    """Random weights of the vision part that it learns to see from, in place.
+    """Random weights that it learns to see from, in place.
 
     From the usual ones the policy goes by proprioception alone for thousands of updates: what all images share, above
     all a uniform background, is most of what the language model gets. So filters have no mean, which makes them blind
-    to it, positions are as strong as contents, and the layers of the projector keep the scale.
+    to it, positions are as strong as contents, the layers of the projector keep the scale, and words are weak beside
+    what attention brings to their places.
     """
-    vision, projector = policy.model.vision_backbone, policy.model.projector
+    vision, projector, words = (
+        policy.model.vision_backbone,
+        policy.model.projector,
+        policy.model.language_model.model.embed_tokens.weight,
+    )
     for tower in (vision.featurizer, vision.fused_featurizer):
         filters = tower.patch_embed.proj
         nn.init.normal_(filters.weight, std=3 * filters.weight[0].numel() ** -0.5)
         with torch.no_grad():
             filters.weight -= filters.weight.mean((2, 3), keepdim=True)
         nn.init.normal_(tower.pos_embed, std=0.5)
-        nn.init.zeros_(filters.bias)
     for part, gain in ((vision, 1.0), (projector, 1.4)):
         for layer in part.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=gain * layer.in_features**-0.5)
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+    nn.init.normal_(words, std=0.02)
