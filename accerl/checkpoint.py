@@ -22,7 +22,7 @@ from torch import Tensor
 
 from accerl.config import ConfigError
 from accerl.files import replaced
-from accerl.policies import build_policy
+from accerl.policies import restore_policy
 from accerl.protocols import Policy
 
 FORMAT = 1
@@ -35,27 +35,38 @@ def save_policy(folder: Path, policy_config: Mapping[str, Any], tensors: Mapping
         _write_policy(temporary, policy_config, tensors)
 
 
-def load_policy(folder: Path) -> Policy:
-    """The policy of a folder written by `save_policy` or of a checkpoint.
+def is_public(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of OpenVLA in its public layout."""
+    path = folder / "config.json"
+    return path.is_file() and json.loads(path.read_text()).get("model_type") == "openvla"
+
+
+def load_policy(folder: Path, open_fields: Mapping[str, Any] | None = None) -> Policy:
+    """The policy of a folder written by `save_policy`, of a run's checkpoint, or of a public OpenVLA checkpoint.
+
+    Args:
+        open_fields: what the files of a public checkpoint leave open, as `openvla_oft.checkpoint.open_fields` gives it.
 
     Raises:
         ConfigError: the folder holds no policy, or one that this version cannot build.
     """
+    if is_public(folder):
+        from accerl.policies.openvla_oft import OpenVLAOFT
+
+        return OpenVLAOFT.from_pretrained(folder, **(open_fields or {}))
     try:
         config = json.loads((folder / "policy.json").read_text())
         tensors = load_file(folder / "policy.safetensors")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(
             f"policy.checkpoint: {folder} has no {Path(error.filename).name if error.filename else 'policy'}; "
-            f"give a folder written by `accerl clone` or RUN/checkpoints/step-N"
+            f"give a folder written by `accerl clone`, RUN/checkpoints/step-N or a public OpenVLA checkpoint"
         ) from None
-    policy = build_policy(config)
     try:
-        policy.load_state_dict(tensors)
+        return restore_policy(config, tensors)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"policy.checkpoint: the weights in {folder} do not fit its policy.json ({reason})") from None
-    return policy
 
 
 def save_checkpoint(

@@ -1,4 +1,5 @@
-"""What turns losses into steps of the optimizer: on one device here, over several ranks in `accerl.zero`.
+"""What turns losses into steps of the optimizer: on one device here and in `accerl.mixed`, over several ranks in
+`accerl.zero`.
 
 loss of a micro-batch ─► backward ─► … ─► step: gradients over all decisions, clipped by group, AdamW
 """
@@ -98,13 +99,21 @@ class TorchEngine:
         self._optimizer.load_state_dict({**state, "state": entries})
 
 
+def placed(policy: Policy, config: LearnerConfig) -> Policy:
+    """On the learner's device; in float32 if `learner.dtype` says so, whatever the weights were stored in: AdamW's
+    small steps are lost in bfloat16 without the float32 copy that `accerl.mixed` and DeepSpeed keep.
+    """
+    module: Any = policy.to(config.device)
+    return module.to(torch.float32) if config.dtype == "float32" else module
+
+
 def groups_of(policy: Policy) -> tuple[list[torch.nn.Parameter], ...]:
     """The parameters that train, in the order of `GROUPS`."""
     both = policy.policy_parameters(), policy.value_parameters()
     return tuple([parameter for parameter in parameters if parameter.requires_grad] for parameters in both)
 
 
-def make_optimizer(groups: Sequence[Sequence[torch.nn.Parameter]], config: LearnerConfig) -> torch.optim.AdamW:
+def make_optimizer(groups: Sequence[Sequence[Tensor]], config: LearnerConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         [{"params": list(parameters), "lr": 0.0} for parameters in groups],
         betas=config.betas,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -61,7 +63,10 @@ def clone(
     """Train `policy` in place to predict the demonstrated actions; returns the mean loss of the last tenth."""
     dataset = ChunkDataset(demonstrations, chunk_length)
     generator = torch.Generator().manual_seed(config.seed)
-    parameters = list(policy.policy_parameters())
+    module = cast(Any, policy).to(config.device, torch.float32)
+    if config.gradient_checkpointing:
+        module.gradient_checkpointing_enable()
+    parameters = [parameter for parameter in policy.policy_parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     num_steps = max(config.updates, 11)  # at ten, OneCycleLR divides by the zero steps of its rise
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=num_steps, pct_start=0.1)
@@ -71,22 +76,19 @@ def clone(
         index = torch.randint(len(dataset), (config.batch_size,), generator=generator)
         observations, actions, mask = dataset.rows(index)
         images = random_shift(observations.images, config.shift_pixels, generator)
-        loss = policy.imitation_loss(
-            ObservationBatch(
-                images=images,
-                proprio=observations.proprio,
-                instructions=observations.instructions,
-                episode_step=observations.episode_step,
-            ),
-            actions,
-            mask,
-        )
+        shifted = replace(observations, images=images)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = 0.0
+        for first in range(0, len(mask), config.micro_batch_size or len(mask)):
+            rows = slice(first, first + (config.micro_batch_size or len(mask)))
+            share = mask[rows].sum() / mask.sum()
+            part = share.to(config.device) * policy.imitation_loss(shifted[rows], actions[rows], mask[rows])
+            part.backward()
+            loss += part.item()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0, error_if_nonfinite=True)
         optimizer.step()
         schedule.step()
-        losses.append(loss.item())
+        losses.append(loss)
         if on_update is not None:
             on_update(update + 1, losses[-1])
     return float(np.mean(losses[-max(1, config.updates // 10) :]))

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from accerl.advantages import Estimate, estimate
 from accerl.config import LearnerConfig, ObjectiveConfig
-from accerl.engine import Engine, StepFacts, TorchEngine
+from accerl.engine import Engine, StepFacts, TorchEngine, placed
 from accerl.losses import Part, total_loss
+from accerl.mixed import MixedEngine
 from accerl.packing import split
 from accerl.protocols import Policy
 from accerl.rl.diagnostics import lag_diagnostics
@@ -51,7 +52,7 @@ class Learner:
         tracer: Tracer | None = None,
         engine: Engine | None = None,
     ):
-        self.policy = policy.to(learner.device).train()
+        self.policy = (placed(policy, learner) if engine is None else policy).train()
         if learner.gradient_checkpointing:
             cast(Any, policy).gradient_checkpointing_enable()
         self._reference = None if reference is None else reference.to(learner.device).train(False)
@@ -59,7 +60,7 @@ class Learner:
         self.updates = 0
         self._config = learner
         self._objective = objective
-        self._engine = engine or TorchEngine(self.policy, learner)
+        self._engine = engine or (MixedEngine if learner.dtype == "bfloat16" else TorchEngine)(self.policy, learner)
         self._last_moments: Moments | None = None
         self._proximal: Policy | None = None
         self._renew_proximal()

@@ -14,18 +14,12 @@ from typing import NamedTuple
 from accerl.config import RunConfig
 from accerl.envs.libero.doctor import PROCESS_GB, TASK_GB
 from accerl.envs.libero.suites import SUITES as LIBERO
+from accerl.plan_memory import GIB, WEIGHT_BYTES, inference_bytes, learner_bytes, trained_bytes, training_flop
 from accerl.policies.costs import Costs
 from accerl.runtime.placement import is_shared, resources, shared_gpus, total_gpus
 
-GIB = 2**30
-
 STEP_MS, PICTURE_MS = 12.0, 60.0
 """Of a core, for a step of LIBERO and for a camera's picture drawn without a GPU: `benchmarks/libero_step.py`."""
-
-WEIGHT_BYTES = {"float32": 4, "bfloat16": 2}
-"""Of a parameter where it trains, and of its gradient."""
-OPTIMIZER_BYTES = {"float32": 8, "bfloat16": 12}
-"""Of AdamW's two moments, and of the float32 copy that goes with bfloat16."""
 
 SETTINGS = {
     "learner": "learner.micro_batch_decisions, or take a smaller policy",
@@ -95,9 +89,9 @@ def _loads(config: RunConfig, costs: Costs) -> list[Load]:
     num_ranks = config.learner.num_ranks
     all_places = _places(config)
     loads = [_rank(config, costs, number, place) for number, place in enumerate(all_places[:num_ranks])]
-    weights = costs.parameters * costs.weight_bytes
+    service = inference_bytes(costs) / GIB
     for number, place in enumerate(all_places[num_ranks:]):
-        loads.append(Load(f"inference-{number}", place, 2 * weights / GIB, "weights, and the next version of them"))
+        loads.append(Load(f"inference-{number}", place, service, "weights, and the next version of them"))
     return [*loads, _replay(config, costs), *_simulation(config)]
 
 
@@ -110,20 +104,18 @@ def _replay(config: RunConfig, costs: Costs) -> Load:
 
 
 def _rank(config: RunConfig, costs: Costs, number: int, place: str) -> Load:
-    """One rank of the learner: all weights, and its part of what ZeRO spreads out."""
+    """One rank of the learner."""
     learner = config.learner
-    size, ranks = WEIGHT_BYTES[learner.dtype], learner.num_ranks
-    gradients = size / (ranks if learner.zero_stage == 2 else 1)
-    optimizer = OPTIMIZER_BYTES[learner.dtype] / ranks
+    size, training = WEIGHT_BYTES[learner.dtype], trained_bytes(learner)
     copies = (learner.average_decay > 0) + (config.objective.reference_kl > 0)
     micro_batch = min(learner.micro_batch_decisions, learner.batch_decisions)
-    total = costs.parameters * size + costs.trained * (gradients + optimizer) + micro_batch * costs.activation_bytes
+    total = learner_bytes(costs, learner, micro_batch)
     total += copies * costs.parameters * costs.weight_bytes
     if costs.trained == costs.parameters:
-        parts = f"{quantity(costs.parameters)} parameters x {size + gradients + optimizer:.3g} bytes"
+        parts = f"{quantity(costs.parameters)} parameters x {size + training:.3g} bytes"
     else:
         parts = f"{quantity(costs.parameters)} parameters x {size} bytes"
-        parts += f" + {quantity(costs.trained)} that train x {gradients + optimizer:.3g}"
+        parts += f" + {quantity(costs.trained)} that train x {training:.3g}"
     parts += f" + {copies} copies" if copies else ""
     parts += f" + {micro_batch} decisions x {_size(costs.activation_bytes)}"
     return Load(f"rank-{number - 1}" if number else "learner", place, total / GIB, parts)
@@ -172,22 +164,13 @@ def _ceilings(config: RunConfig, costs: Costs, machine: Machine) -> dict[str, fl
     """Collected decisions a second; the learner trains on each `replay.max_reuse` times."""
     flop_per_s = machine.gpu_tflops * 1e12 * machine.efficiency
     section = config.learner
-    learner = section.num_ranks * flop_per_s / (costs.flop * _passes(config, costs) * config.replay.max_reuse)
+    learner = section.num_ranks * flop_per_s / (training_flop(section, costs) * config.replay.max_reuse)
     inference = config.inference.num_services * min(1.0, config.placement.inference_gpus) * flop_per_s / costs.flop
     return {
         "simulation": _simulated(config, machine),
         "inference": inference if config.inference.device.startswith("cuda") else None,
         "learner": learner if config.learner.device.startswith("cuda") else None,
     }
-
-
-def _passes(config: RunConfig, costs: Costs) -> int:
-    """Forwards that a decision costs in training: its own, the backward to activations and to the weights that train,
-    and those that are made to recompute something.
-    """
-    learner = config.learner
-    backward = 2 if costs.trained == costs.parameters else 1
-    return 1 + backward + (learner.recompute == "prefetch") + learner.gradient_checkpointing
 
 
 def _simulated(config: RunConfig, machine: Machine) -> float | None:

@@ -15,7 +15,7 @@ import torch
 from numpy.lib.stride_tricks import as_strided
 
 from accerl.batching import answer_padded
-from accerl.config import InferenceConfig
+from accerl.config import ConfigError, InferenceConfig
 from accerl.protocols import Policy
 from accerl.trace import Tracer
 from accerl.types import Decision, DecisionRequest, ObservationBatch, Weights
@@ -44,10 +44,12 @@ class PolicyServer:
         self._device = torch.device(config.device)
         self._active = policy.to(self._device).train(False)
         self._shadow = copy.deepcopy(self._active)
+        for each in (self._active, self._shadow):
+            speed_up(each, config)
         self._version = version
         self._loaded: int | None = None
         self._pins: dict[int, _Pin] = {}
-        self._buckets = config.buckets
+        self._config = config
         self._tracer = tracer or Tracer.off()
         self._swap = threading.Lock()  # which copy is which
         self._writing = threading.Lock()  # what is in the copies that no batch uses
@@ -88,6 +90,7 @@ class PolicyServer:
                     self._pins[version].num_users += 1
                     return version
             pin = _Pin(copy.deepcopy(source))  # neither copy is written meanwhile
+            speed_up(pin.policy, self._config)
             with self._swap:
                 self._pins[version] = pin
         return version
@@ -128,7 +131,7 @@ class PolicyServer:
             elif version not in (None, current):
                 return [self._not_kept(version)] * len(requests)
         version = current if version is None else version
-        return answer_padded(lambda batch: _decide(policy, version, batch), requests, self._buckets)
+        return answer_padded(lambda batch: _decide(policy, version, batch), requests, self._config.buckets)
 
     def _take_newest(self) -> None:
         """Exchange the copies if the other one holds a newer version."""
@@ -203,6 +206,20 @@ class LocalClient:
                 future.set_exception(answer)
             else:
                 future.set_result(answer)
+
+
+def speed_up(policy: Policy, config: InferenceConfig) -> None:
+    """Compile or capture the policy's network, as the configuration wants.
+
+    Raises:
+        ConfigError: the policy cannot.
+    """
+    for field, method in (("compile", "compile_network"), ("cuda_graphs", "capture_network")):
+        if not getattr(config, field):
+            continue
+        if not hasattr(policy, method):
+            raise ConfigError(f"inference.{field}: {type(policy).__name__} has no {method}(); leave it out")
+        getattr(policy, method)()
 
 
 def stack_requests(requests: Sequence[DecisionRequest]) -> ObservationBatch:

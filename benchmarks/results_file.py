@@ -17,14 +17,14 @@ from accerl.summary import commit
 RESULTS = Path(__file__).parent / "results"
 
 
-def append(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Add rows, with commit and machine, to `results/NAME.csv`.
+def append(name: str, rows: Sequence[Mapping[str, Any]], folder: Path = RESULTS) -> Path:
+    """Add rows, with commit and machine, to NAME.csv in a folder.
 
     Raises:
         ValueError: the file has other columns.
     """
-    path = RESULTS / f"{name}.csv"
-    path.parent.mkdir(exist_ok=True)
+    path = folder / f"{name}.csv"
+    folder.mkdir(parents=True, exist_ok=True)
     where = {"commit": commit(), "machine": json.dumps(machine())}
     full = [{**row, **where} for row in rows]
     columns = list(full[0])

@@ -8,7 +8,9 @@ import pytest
 
 from accerl.config import ConfigError, EnvConfig, RunConfig, merge
 from accerl.envs import make_env
-from accerl.plan import GIB, Machine, Plan, make_plan
+from accerl.plan import Machine, Plan, make_plan
+from accerl.plan_memory import GIB, training_flop
+from accerl.plan_training import training_ways
 from accerl.policies import new_policy
 from accerl.policies.costs import Costs, costs_of
 
@@ -142,6 +144,36 @@ def test_the_costs_of_additions_and_of_recomputation_are_those_of_the_policy_tha
     assert spare.activation_bytes < plain.activation_bytes
 
 
+def test_a_frozen_vision_backbone_takes_part_in_nothing_but_the_forward():
+    spec = make_env(EnvConfig(**DOTS)).spec
+    fields = {"env": DOTS, "policy.kind": "openvla_oft", **CUDA}
+    plain, frozen = (
+        costs_of(RunConfig(**merge({}, {**fields, "policy.freeze_vision": each})), spec) for each in (False, True)
+    )
+    assert (plain.frozen, plain.trained) == (0, plain.parameters)
+    assert frozen.parameters == plain.parameters
+    assert frozen.trained == plain.parameters - frozen.frozen
+    learner = RunConfig(**merge({}, fields)).learner
+    assert training_flop(learner, plain) == 3 * plain.flop
+    assert training_flop(learner, frozen) == pytest.approx(3 * plain.flop - 2 * frozen.frozen_flop)
+    assert frozen.activation_bytes < plain.activation_bytes
+
+
+@pytest.mark.parametrize(("gpus", "gib"), [(1, 110), (2, 62), (4, 38), (8, 26)])
+def test_full_fine_tuning_of_the_large_policy_takes_what_was_counted(gpus: int, gib: float):
+    config = RunConfig(**merge({}, {"env": DOTS, "policy.kind": "openvla_oft"}))
+    full, frozen, lora, _ = training_ways(config, make_env(config.env).spec, Machine(gpus=gpus, gpu_gib=80))
+    assert full.static_gib == pytest.approx(gib, rel=0.03)
+    assert lora.static_gib < frozen.static_gib < full.static_gib
+    assert (full.refusal is None) is (gpus > 1)
+    if gpus == 1:
+        assert full.refusal is not None and full.refusal.endswith("use 2 GPUs, or policy.lora_rank = 32")
+        assert lora.static_gib == pytest.approx(15.4, rel=0.03)
+    assert full.recomputed.mib < full.kept.mib
+    assert full.recomputed.micro_batch >= full.kept.micro_batch
+    assert full.recomputed.per_s == pytest.approx(full.kept.per_s * 3 / 3.78, rel=1e-2)
+
+
 def test_additions_to_openvla_are_counted_from_its_layers():
     spec = make_env(EnvConfig(**DOTS)).spec
     fields = {"env": DOTS, "policy.kind": "openvla_oft", "policy.lora_rank": 32}
@@ -149,6 +181,6 @@ def test_additions_to_openvla_are_counted_from_its_layers():
     # Llama: 32 (4 (4096 + 4096) + 3 (4096 + 11008)); DINOv2: 23 (6 x 1024 + 2 (1024 + 4096)); SigLIP: 26 (...);
     # the projector: 2176 + 8704 + 8704 + 4096 + 4096 + 4096
     expected = 32 * (32_768 + 45_312) + 23 * (6_144 + 10_240) + 26 * (6_912 + 10_912) + 31_872
-    assert found.trained == 32 * expected
+    assert found.trained == 32 * expected + 256 * 4096, "the head trains as a whole"
     with pytest.raises(ConfigError, match=r"policy.lora_layers"):
         costs_of(RunConfig(**merge({}, {**fields, "policy.lora_layers": ("q_proj",)})), spec)

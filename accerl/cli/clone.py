@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from accerl.files import write_file
 if TYPE_CHECKING:
     from accerl.demos import Demonstration
     from accerl.protocols import Policy
+    from accerl.types import EnvSpec
 
 
 class CloneOptions(Section):
@@ -81,7 +82,7 @@ def starting_policy(config: PolicyConfig, env: EnvConfig, demonstrations: Sequen
     spec = read_spec(env)
     try:
         if config.checkpoint is not None:
-            policy = load_policy(config.checkpoint)
+            policy = load_policy(config.checkpoint, _open_fields(config, env, spec))
             policy.check_env(spec)
             return adapted(policy, config)
         proprio = summarize(np.concatenate([demonstration.proprio for demonstration in demonstrations]))
@@ -90,6 +91,15 @@ def starting_policy(config: PolicyConfig, env: EnvConfig, demonstrations: Sequen
         return adapted(new_policy(config, spec, instructions, env.reward == "success", bounds), config)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def _open_fields(config: PolicyConfig, env: EnvConfig, spec: EnvSpec) -> dict[str, Any] | None:
+    from accerl.checkpoint import is_public
+    from accerl.policies.openvla_oft.checkpoint import open_fields
+
+    if config.checkpoint is None or not is_public(config.checkpoint):
+        return None
+    return open_fields(config.checkpoint, env, spec, env.reward == "success", config.norm_stats_key)
 
 
 COMMAND = Command(

@@ -144,10 +144,16 @@ def evaluate(options: EvalOptions) -> int:
 def _load(options: EvalOptions) -> Policy:
     import torch
 
-    from accerl.checkpoint import load_policy
+    from accerl.checkpoint import is_public, load_policy
 
     torch.set_num_threads(options.num_threads)
-    return load_policy(find_policy(options.policy))
+    folder = find_policy(options.policy)
+    if not is_public(folder):
+        return load_policy(folder)
+    from accerl.envs import read_spec
+    from accerl.policies.openvla_oft.checkpoint import open_fields
+
+    return load_policy(folder, open_fields(folder, options.env, read_spec(options.env)))
 
 
 def _play(

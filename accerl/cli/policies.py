@@ -21,12 +21,12 @@ def find_policy(path: Path) -> Path:
     Raises:
         ConfigError: it is neither a policy nor a run that has a checkpoint.
     """
-    from accerl.checkpoint import list_checkpoints
+    from accerl.checkpoint import is_public, list_checkpoints
 
-    if (path / "policy.json").exists():
+    if (path / "policy.json").exists() or is_public(path):
         return path
     if not (path / "checkpoints").is_dir():
-        raise ConfigError(f"policy: {path} holds none; give a folder made by `accerl clone`, or a run")
+        raise ConfigError(f"policy: {path} holds none; give a folder made by `accerl clone`, a run, or OpenVLA")
     written = list_checkpoints(path / "checkpoints")
     if not written:
         raise ConfigError(f"policy: {path} has no checkpoint yet; wait for one")

@@ -14,10 +14,15 @@ class PolicyConfig(Section):
     """Which policy, and where it starts."""
 
     kind: str = "tiny_vla"
-    """The architecture: `tiny_vla`, `openvla_oft_tiny` (OpenVLA-OFT, small and with random weights), or
-    `package.module:Class` of your own (see `accerl.policies`)."""
+    """The architecture: `tiny_vla`, `openvla_oft` (from a public checkpoint), `openvla_oft_tiny` (the same, small and
+    with random weights), or `package.module:Class` of your own (see `accerl.policies`). `--policy openvla-oft-tiny` is
+    short for it."""
     checkpoint: Path | None = None
-    """Folder with the weights to start from (written by `accerl clone` or by a run); none: random weights."""
+    """Folder with the weights to start from (written by `accerl clone` or by a run, or OpenVLA-OFT in its public
+    layout); none: random weights."""
+    norm_stats_key: str | None = None
+    """Data set of a public checkpoint whose statistics scale actions and proprioception; none: its only one, or the
+    suite's."""
     width: Positive = 192
     """Features a token."""
     num_layers: Positive = 2
@@ -32,7 +37,9 @@ class PolicyConfig(Section):
     lora_alpha: Positive = 16
     """The additions are scaled by lora_alpha / lora_rank."""
     lora_layers: tuple[str, ...] = ()
-    """Endings of the names of the layers that get one; none: every linear layer but the value head's."""
+    """Endings of the names of the layers that get one; none: every linear layer but the heads, which train fully."""
+    freeze_vision: bool = False
+    """OpenVLA-OFT's vision backbone stays as it is: no gradients, optimizer states or activations are kept for it."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -54,6 +61,12 @@ class CloneConfig(Section):
     """AdamW's."""
     shift_pixels: NonNegative = 3
     """Images are moved by up to this many pixels, each at random."""
+    micro_batch_size: Positive | None = None
+    """Most observations in one forward and backward; more are accumulated; none: all."""
+    gradient_checkpointing: bool = False
+    """As `learner.gradient_checkpointing`."""
+    device: str = "cpu"
+    """Torch device. The weights are float32 there, whatever a checkpoint has."""
     num_threads: Positive = 1
     """Torch threads on a CPU."""
     seed: NonNegative = 0
@@ -188,7 +201,7 @@ class LearnerConfig(Section):
     """Keep only what stands between the policy's blocks for the backward pass, and compute the rest again: less memory
     for a forward more."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of weights and gradients; with `bfloat16`, which wants `zero_stage`, the optimizer keeps a float32 copy."""
+    """Of weights and gradients; with `bfloat16` the optimizer keeps a float32 copy of what trains."""
     rank_timeout_s: PositiveFloat = 120.0
     """Seconds that a rank waits for the others, before all are started again from the last checkpoint."""
     device: str = "cpu"
@@ -200,6 +213,4 @@ class LearnerConfig(Section):
     def _ranks_fit_together(self) -> Self:
         if not self.zero_stage and self.num_ranks > 1:
             raise ValueError(f"num_ranks: {self.num_ranks} want DeepSpeed; set zero_stage to 1 or 2")
-        if not self.zero_stage and self.dtype == "bfloat16":
-            raise ValueError("dtype: 'bfloat16' wants DeepSpeed's float32 copy; set zero_stage to 1 or 2")
         return self

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from accerl.config.sections import Fraction, NonNegative, Positive, PositiveFloat, Section
 
+MOST_COMPILED = 8
+"""Shapes of one function that torch.compile keeps, before it gives up."""
+
 
 class RolloutConfig(Section):
     """The processes that step environments."""
@@ -43,12 +46,31 @@ class InferenceConfig(Section):
     """Wait less than `max_wait_s` where a fuller batch would gain less than the waiting costs."""
     buckets: tuple[Positive, ...] = ()
     """Batch sizes up to which a batch is filled with copies, so that shapes repeat (compiled and captured policies)."""
+    compile: bool = False
+    """Compile the policy's network with torch.compile, once for each of `buckets`, which it wants."""
+    cuda_graphs: bool = False
+    """Capture the network's forward on a GPU once for each of `buckets`, which it wants, and replay it from then on:
+    the processor starts one graph instead of each kernel."""
     transport: Literal["zmq", "ray"] = "zmq"
     """Path of the requests: sockets, or calls of Ray actors, which cost 8 to 20 times as much."""
     device: str = "cpu"
     """Torch device."""
     num_threads: Positive = 1
     """Torch threads on a CPU."""
+
+    @model_validator(mode="after")
+    def _shapes_repeat(self) -> Self:
+        name = "cuda_graphs" if self.cuda_graphs else "compile"
+        if self.cuda_graphs and not self.device.startswith("cuda"):
+            raise ValueError(f"cuda_graphs: device={self.device!r} has none; use device='cuda', or leave it out")
+        if (self.cuda_graphs or self.compile) and max(self.buckets, default=0) < self.batch_size:
+            raise ValueError(
+                f"buckets: {name} wants the sizes that batches are filled up to, the largest at least "
+                f"batch_size={self.batch_size}; use ({self.batch_size},)"
+            )
+        if self.compile and len(self.buckets) > MOST_COMPILED:
+            raise ValueError(f"buckets: {len(self.buckets)} are too many to compile; use at most {MOST_COMPILED}")
+        return self
 
 
 class ReplayConfig(Section):

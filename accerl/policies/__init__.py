@@ -8,12 +8,15 @@ config)`, which makes an untrained one for an environment, and takes as keywords
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from accerl.config import ConfigError, PolicyConfig
 from accerl.plugins import find_object
 from accerl.protocols import Policy
 from accerl.types import EnvSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KINDS = ("tiny_vla", "openvla_oft", "openvla_oft_tiny")
 LABEL_WIDTH = 96.0
@@ -38,13 +41,13 @@ def new_policy(
     """
     if config.kind == "openvla_oft":
         raise ConfigError(
-            "policy.kind: openvla_oft begins with a public checkpoint, OpenVLAOFT.from_pretrained; for random weights "
-            "use openvla_oft_tiny"
+            "policy.kind: openvla_oft begins with a public checkpoint, set policy.checkpoint to its folder; for random "
+            "weights use openvla_oft_tiny"
         )
     if config.kind == "openvla_oft_tiny":
-        from accerl.policies.openvla_oft import OpenVLAOFT, tiny_config
+        from accerl.policies.openvla_oft import OpenVLAOFT, start_weights, tiny_config
 
-        return OpenVLAOFT(
+        policy = OpenVLAOFT(
             tiny_config(
                 spec,
                 instructions,
@@ -55,6 +58,8 @@ def new_policy(
                 proprio_bounds=proprio_bounds,
             )
         )
+        start_weights(policy)
+        return policy
     if config.kind != "tiny_vla":
         return find_class(config.kind).for_env(spec, instructions, config)
     from accerl.policies.tiny_vla import TinyVLA, TinyVLAConfig
@@ -102,6 +107,40 @@ def build_policy(description: Mapping[str, Any]) -> Policy:
     return TinyVLA(config)
 
 
+def restore_policy(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Policy:
+    """The policy that `Policy.config_dict` described, with these weights; of OpenVLA-OFT with their types, too.
+
+    Raises:
+        ConfigError: as `build_policy`.
+        RuntimeError: the weights do not fit.
+    """
+    if description.get("kind") != "openvla_oft":
+        policy = build_policy(description)
+        policy.load_state_dict(tensors)
+        return policy
+    import torch
+
+    with torch.device("meta"):
+        policy = build_policy(description)
+    own = {name: tensor.clone() for name, tensor in tensors.items()}  # of a file they are views
+    cast(Any, policy).load_state_dict(own, assign=True)
+    _make_rotary(policy, "cpu")
+    return policy
+
+
+def empty_policy(description: Mapping[str, Any], device: str) -> Policy:
+    """The policy that `Policy.config_dict` described, on a device, for weights that are still to come: OpenVLA-OFT is
+    not filled with random ones first.
+    """
+    if description.get("kind") != "openvla_oft":
+        return build_policy(description).to(device)
+    import torch
+
+    with torch.device("meta"):
+        policy = build_policy(description)
+    return cast(Any, policy).to_empty(device=device)
+
+
 def find_class(kind: str) -> Any:
     """The class that `package.module:Class` names.
 
@@ -112,3 +151,12 @@ def find_class(kind: str) -> Any:
     if not isinstance(found, type):
         raise ConfigError(f"policy.kind: {kind!r} is no class")
     return found
+
+
+def _make_rotary(policy: Policy, device: str) -> None:
+    """Rotary frequencies, which no file has."""
+    from accerl.policies.openvla_oft.model import Float32RotaryEmbedding
+
+    for module in cast(Any, policy).modules():
+        if isinstance(module, Float32RotaryEmbedding):
+            module.to_empty(device=device)

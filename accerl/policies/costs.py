@@ -9,10 +9,10 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from accerl.config import ConfigError, RunConfig
+from accerl.config import ConfigError, LearnerConfig, PolicyConfig, RunConfig
 from accerl.policies import new_policy
 from accerl.policies.lora import adapted
-from accerl.policies.openvla_sizes import sizes_of
+from accerl.policies.openvla_sizes import ACTION_TOKENS, PUBLISHED, Network, sizes_of
 from accerl.protocols import Policy
 from accerl.types import EnvSpec, ObservationBatch
 
@@ -32,7 +32,13 @@ class Costs(NamedTuple):
     observation_bytes: int
     """Of a decision in the replay."""
     trained: int
-    """Parameters that train: all, or the additions of `policy.lora_rank`."""
+    """Parameters that train: all but those of `policy.freeze_vision`, or the additions of `policy.lora_rank`."""
+    frozen: int = 0
+    """Parameters before everything that trains, through which no backward goes."""
+    frozen_flop: float = 0.0
+    """Of their part of the forward."""
+    recomputed_flop: float | None = None
+    """That gradient checkpointing repeats; None: the forward, but for that part."""
 
 
 def costs_of(config: RunConfig, spec: EnvSpec) -> Costs:
@@ -41,23 +47,45 @@ def costs_of(config: RunConfig, spec: EnvSpec) -> Costs:
     Raises:
         ConfigError: an unknown kind of policy; additions to layers of it that are not counted here.
     """
-    recomputes = config.learner.gradient_checkpointing
-    observation = spec.num_cameras * spec.image_size**2 * 3 + spec.proprio_dim * 4
     if config.policy.kind == OPENVLA:
-        sizes = sizes_of(spec.num_cameras, spec.chunk_length, spec.action_dim)
-        activations = sizes.checkpointed_bytes if recomputes else sizes.activation_bytes
-        added = config.policy.lora_rank * sizes.lora_parameters
-        if added and config.policy.lora_layers:
-            raise ConfigError("policy.lora_layers: for openvla_oft additions to all layers are counted; leave it out")
-        return Costs(sizes.parameters + added, 2, activations, sizes.flop, observation, added or sizes.parameters)
+        return openvla_costs(config.policy, config.learner, spec)
     policy = new_policy(config.policy, spec, list(spec.tasks), config.objective.value_loss == "bce")
     policy = adapted(policy, config.policy)
-    if recomputes:
+    if config.learner.gradient_checkpointing:
         cast(Any, policy).gradient_checkpointing_enable()
     parameters = [*policy.policy_parameters(), *policy.value_parameters()]
     activations, flop = _count(policy, spec)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    return Costs(sum(p.numel() for p in parameters), 4, activations, flop, observation, trained)
+    return Costs(sum(p.numel() for p in parameters), 4, activations, flop, _observation_bytes(spec), trained)
+
+
+def openvla_costs(policy: PolicyConfig, learner: LearnerConfig, spec: EnvSpec, network: Network = PUBLISHED) -> Costs:
+    """Of OpenVLA-OFT, or of a network of other sizes that is put together like it.
+
+    Raises:
+        ConfigError: additions to some layers only.
+    """
+    frozen, rank = policy.freeze_vision, policy.lora_rank
+    if rank and policy.lora_layers:
+        raise ConfigError("policy.lora_layers: for openvla_oft additions to all layers are counted; leave it out")
+    shape = spec.num_cameras, spec.chunk_length, spec.action_dim
+    sizes = sizes_of(*shape, freeze_vision=frozen, lora=rank > 0, network=network)
+    added = rank * sizes.lora_parameters
+    return Costs(
+        parameters=sizes.parameters + added,
+        weight_bytes=2,
+        activation_bytes=sizes.checkpointed_bytes if learner.gradient_checkpointing else sizes.activation_bytes,
+        flop=sizes.flop,
+        observation_bytes=_observation_bytes(spec),
+        trained=added + ACTION_TOKENS * network.width if added else sizes.parameters - sizes.frozen_parameters,
+        frozen=sizes.frozen_parameters,
+        frozen_flop=sizes.frozen_flop,
+        recomputed_flop=sizes.recomputed_flop,
+    )
+
+
+def _observation_bytes(spec: EnvSpec) -> int:
+    return spec.num_cameras * spec.image_size**2 * 3 + spec.proprio_dim * 4
 
 
 def _count(policy: Policy, spec: EnvSpec) -> tuple[int, float]:

@@ -17,13 +17,14 @@ from accerl.types import Blob, EnvSpec, Evaluation, ObservationBatch, PolicyOutp
 
 
 class LowRankPolicy(nn.Module):
-    """Any `Policy` that is a module, with additions from peft; its value head trains as a whole.
+    """Any `Policy` that is a module, with additions from peft; its value head trains as a whole, and what it has in
+    `head_parameters()`.
 
     Args:
         policy: taken over, and changed in place.
         rank: of the additions.
         alpha: the additions are scaled by alpha / rank.
-        layers: endings of the names of the linear layers that get one; none: all that are not the value head's.
+        layers: endings of the names of the linear layers that get one; none: all that train and are no head.
 
     Raises:
         ConfigError: no linear layer has such a name.
@@ -38,7 +39,7 @@ class LowRankPolicy(nn.Module):
         self._description = policy.config_dict()
         chosen = linear_layers(policy, layers)
         self.base = inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen), module)
-        for parameter in self.value_parameters():
+        for parameter in whole_parameters(policy):
             parameter.requires_grad_(True)
 
     @property
@@ -61,7 +62,7 @@ class LowRankPolicy(nn.Module):
         return self._policy.imitation_loss(observations, actions, mask)
 
     def policy_parameters(self) -> Iterator[nn.Parameter]:
-        """Of which those of the additions train."""
+        """Of which those of the additions and of the head train."""
         return self._policy.policy_parameters()
 
     def value_parameters(self) -> Iterator[nn.Parameter]:
@@ -72,6 +73,12 @@ class LowRankPolicy(nn.Module):
 
     def gradient_checkpointing_enable(self) -> None:
         self._policy.gradient_checkpointing_enable()
+
+    def compile_network(self) -> None:
+        self._policy.compile_network()
+
+    def capture_network(self) -> None:
+        self._policy.capture_network()
 
     def merged(self) -> Policy:
         """The policy with the additions in its own weights, all of which train again; this one is used up."""
@@ -84,6 +91,8 @@ class LowRankPolicy(nn.Module):
                 setattr(self.base.get_submodule(parent), own, layer.get_base_layer())
         for parameter in self.base.parameters():
             parameter.requires_grad_(True)
+        if self._description.get("freeze_vision"):
+            cast(Any, self.base).freeze_vision(True)
         vars(self.base).pop("peft_config", None)
         return self._policy
 
@@ -93,13 +102,24 @@ class LowRankPolicy(nn.Module):
 
 
 def adapted(policy: Policy, config: PolicyConfig) -> Policy:
-    """The policy that `policy.lora_rank` wants trained: with additions, or without, those that it has being merged.
+    """The policy that the configuration wants trained: with additions, or without, those that it has being merged; with
+    its vision backbone frozen, or not.
 
     Raises:
-        ConfigError: it has additions of another kind.
+        ConfigError: it has additions of another kind; it has no vision backbone that can be frozen.
     """
+    if not isinstance(policy, LowRankPolicy):
+        _freeze(policy, config)
+    elif config.lora_rank and bool(policy.config_dict().get("freeze_vision")) != config.freeze_vision:
+        raise ConfigError(
+            f"policy.freeze_vision: {config.freeze_vision} is not what the checkpoint's additions were made with; use "
+            f"{not config.freeze_vision}, or lora_rank=0, which merges them into the weights"
+        )
     if not config.lora_rank:
-        return policy.merged() if isinstance(policy, LowRankPolicy) else policy
+        if isinstance(policy, LowRankPolicy):
+            policy = policy.merged()
+            _freeze(policy, config)
+        return policy
     wanted = config.lora_rank, config.lora_alpha, config.lora_layers
     if not isinstance(policy, LowRankPolicy):
         return LowRankPolicy(policy, *wanted)
@@ -111,17 +131,31 @@ def adapted(policy: Policy, config: PolicyConfig) -> Policy:
     return policy
 
 
+def _freeze(policy: Policy, config: PolicyConfig) -> None:
+    if hasattr(policy, "freeze_vision"):
+        cast(Any, policy).freeze_vision(config.freeze_vision)
+    elif config.freeze_vision:
+        raise ConfigError(f"policy.freeze_vision: {type(policy).__name__} has no freeze_vision(); leave it out")
+
+
+def whole_parameters(policy: Policy) -> Iterator[nn.Parameter]:
+    """Those that train as a whole beside low-rank additions: the value head's, and `head_parameters()` if there are."""
+    yield from policy.value_parameters()
+    if hasattr(policy, "head_parameters"):
+        yield from cast(Any, policy).head_parameters()
+
+
 def linear_layers(policy: Policy, endings: Sequence[str]) -> list[str]:
-    """Names of the linear layers outside the value head, with one of these endings if there are any.
+    """Names of the linear layers that train and are no head, with one of these endings if there are any.
 
     Raises:
         ConfigError: there is none.
     """
-    of_value = {id(parameter) for parameter in policy.value_parameters()}
+    heads = {id(parameter) for parameter in whole_parameters(policy)}
     names = [
         name
         for name, module in cast(nn.Module, policy).named_modules()
-        if isinstance(module, nn.Linear) and id(module.weight) not in of_value
+        if isinstance(module, nn.Linear) and module.weight.requires_grad and id(module.weight) not in heads
     ]
     chosen = [name for name in names if not endings or name.endswith(tuple(endings))]
     if not chosen:

@@ -10,7 +10,10 @@ block, final norm and pooling are not there.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from accerl.policies.openvla_oft.config import OpenVLAOFTConfig
 
 VOCABULARY, ACTION_TOKENS = 32064, 256
 WIDTH, LAYERS, MLP = 4096, 32, 11008
@@ -52,34 +55,105 @@ class Sizes(NamedTuple):
     checkpointed_bytes: int
     """The same where only the inputs of the blocks are kept, with the largest block, which is recomputed."""
     lora_parameters: int
-    """Of additions of rank 1 to every linear layer."""
+    """Of additions of rank 1 to every linear layer that trains, but the head."""
+    frozen_parameters: int
+    """Of the vision backbone, if that does not train."""
+    frozen_flop: float
+    """Of its forward for one decision, likewise."""
+    recomputed_flop: float
+    """That gradient checkpointing repeats: the blocks that are trained through, each up to the last thing it keeps."""
 
 
-def sizes_of(num_images: int = 1, chunk_length: int = 8, action_dim: int = 7, proprio_dim: int = 0) -> Sizes:
-    """Of a policy that sees `num_images` images of 224 pixels; the value head, 0.1 % of it, is left out."""
-    patches = (IMAGE_SIZE // PATCH) ** 2
-    proprio = proprio_dim * WIDTH + WIDTH + WIDTH * WIDTH + WIDTH if proprio_dim else 0
-    projector = _projector(DINO.width + SIGLIP.width)
-    layers = LAYERS * (4 * WIDTH**2 + 3 * WIDTH * MLP + 2 * WIDTH) + WIDTH
-    trunk = _tower(DINO, patches) + _tower(SIGLIP, patches) + projector + proprio + layers + VOCABULARY * WIDTH
-    tokens = num_images * patches + bool(proprio_dim) + PROMPT_TOKENS + chunk_length * action_dim + 1
-    vision = sum(_tower_flop(tower, patches) for tower in (DINO, SIGLIP)) + 2 * projector * patches
-    language = 2 * layers * tokens + LAYERS * 4 * tokens**2 * WIDTH
+class Network(NamedTuple):
+    """What the sizes are counted for; the published network unless said otherwise."""
+
+    towers: tuple[Tower, Tower] = (DINO, SIGLIP)
+    image_size: int = IMAGE_SIZE
+    width: int = WIDTH
+    """Of the language model."""
+    layers: int = LAYERS
+    mlp: int = MLP
+    prompt_tokens: int = PROMPT_TOKENS
+    """With the beginning and the closing one, and padding where there is some."""
+
+    @property
+    def patches(self) -> int:
+        """Of an image."""
+        return (self.image_size // PATCH) ** 2
+
+    @property
+    def features(self) -> int:
+        """Of a patch, both towers together."""
+        return sum(tower.width for tower in self.towers)
+
+
+PUBLISHED = Network()
+
+
+def network_of(config: OpenVLAOFTConfig) -> Network:
+    """The network of a configuration, its prompts padded as they are."""
+    llama = config.llama()
+    dino, siglip = (
+        Tower(each.width, each.depth - 1, each.mlp, each.num_prefix, each.layer_scale) for each in config.vision
+    )
+    return Network(
+        towers=(dino, siglip),
+        image_size=config.images.size,
+        width=llama.hidden_size,
+        layers=llama.num_hidden_layers,
+        mlp=llama.intermediate_size,
+        prompt_tokens=config.prompt_length + 2,
+    )
+
+
+def sizes_of(
+    num_images: int = 1,
+    chunk_length: int = 8,
+    action_dim: int = 7,
+    proprio_dim: int = 0,
+    freeze_vision: bool = False,
+    lora: bool = False,
+    network: Network = PUBLISHED,
+) -> Sizes:
+    """Of a policy that sees `num_images` images; the value head, 0.1 % of it, is left out.
+
+    Args:
+        lora: additions train, of which only the activations are counted here.
+    """
+    patches, width = network.patches, network.width
+    proprio = proprio_dim * width + width + width * width + width if proprio_dim else 0
+    projector = _projector(network)
+    layers = network.layers * (4 * width**2 + 3 * width * network.mlp + 2 * width) + width
+    vision_parameters = sum(_tower(tower, patches) for tower in network.towers)
+    trunk = vision_parameters + projector + proprio + layers + VOCABULARY * width
+    actions = chunk_length * action_dim
+    tokens = num_images * patches + bool(proprio_dim) + network.prompt_tokens + actions + 1
+    trained = () if freeze_vision else network.towers
+    seeing = sum(_tower_flop(tower, patches) for tower in network.towers)
+    vision = seeing + 2 * projector * patches
+    language = 2 * layers * tokens + network.layers * 4 * tokens**2 * width + 2 * actions * ACTION_TOKENS * width
+    inputs = 2 * sum(tower.blocks * (patches + tower.prefix) * tower.width for tower in trained)
     return Sizes(
-        parameters=trunk + ACTION_TOKENS * WIDTH,
-        parameters_full_head=trunk + VOCABULARY * WIDTH,
+        parameters=trunk + ACTION_TOKENS * width,
+        parameters_full_head=trunk + VOCABULARY * width,
         tokens=tokens,
         flop=float(num_images * vision + language),
-        activation_bytes=_language_activations(tokens) + num_images * _vision_activations(patches),
-        checkpointed_bytes=2 * LAYERS * tokens * WIDTH
-        + _language_activations(tokens) // LAYERS
-        + num_images * sum(2 * tower.blocks * (patches + tower.prefix) * tower.width for tower in (DINO, SIGLIP)),
-        lora_parameters=LAYERS * (4 * 2 * WIDTH + 3 * (WIDTH + MLP))
-        + sum(
-            tower.blocks * (4 * tower.width + 2 * tower.width + 2 * (tower.width + tower.mlp))
-            for tower in (DINO, SIGLIP)
-        )
-        + _projector_ends(DINO.width + SIGLIP.width),
+        activation_bytes=network.layers * _layer_activations(network, tokens, lora)
+        + num_images * (_vision_activations(network, trained, lora) + _projector_activations(network)),
+        checkpointed_bytes=2 * network.layers * tokens * width
+        + _layer_activations(network, tokens, lora)
+        + tokens * (6 * width + 2 * network.mlp)  # the last norm, and a gradient within the block
+        + num_images * (inputs + _projector_activations(network)),
+        lora_parameters=network.layers * (4 * 2 * width + 3 * (width + network.mlp))
+        + sum(tower.blocks * (4 * tower.width + 2 * tower.width + 2 * (tower.width + tower.mlp)) for tower in trained)
+        + _projector_ends(network)
+        + (proprio_dim + 3 * width if proprio_dim else 0),
+        frozen_parameters=vision_parameters if freeze_vision else 0,
+        frozen_flop=float(num_images * seeing) if freeze_vision else 0.0,
+        recomputed_flop=float(
+            network.layers * (2 * tokens * (4 * width**2 + (2 + lora) * width * network.mlp) + 4 * tokens**2 * width)
+            + num_images * sum(_recomputed_flop(tower, patches, lora) for tower in trained)
+        ),
     )
 
 
@@ -89,14 +163,16 @@ def _tower(tower: Tower, patches: int) -> int:
     return tower.blocks * block + 3 * PATCH**2 * width + width + (patches + tower.prefix) * width
 
 
-def _projector(width: int) -> int:
-    hidden = 4 * width
-    return width * hidden + hidden + hidden * WIDTH + WIDTH + WIDTH * WIDTH + WIDTH
+def _projector(network: Network) -> int:
+    features, width = network.features, network.width
+    hidden = 4 * features
+    return features * hidden + hidden + hidden * width + width + width * width + width
 
 
-def _projector_ends(width: int) -> int:
+def _projector_ends(network: Network) -> int:
     """Inputs and outputs of its three layers."""
-    return (width + 4 * width) + (4 * width + WIDTH) + (WIDTH + WIDTH)
+    features, width = network.features, network.width
+    return (features + 4 * features) + (4 * features + width) + (width + width)
 
 
 def _tower_flop(tower: Tower, patches: int) -> float:
@@ -104,16 +180,35 @@ def _tower_flop(tower: Tower, patches: int) -> float:
     return 2 * _tower(tower, 0) * tokens + tower.blocks * 4 * tokens**2 * tower.width
 
 
-def _language_activations(tokens: int) -> int:
-    """A layer keeps two inputs, two norms (float32), query, key, value, attention's output, and four of its MLP."""
-    layer = 2 * (2 + 2 * 3 + 3 + 1) * WIDTH + 2 * 4 * MLP
-    return LAYERS * tokens * layer
+def _recomputed_flop(tower: Tower, patches: int, lora: bool) -> int:
+    """An MLP's last layer is not run again where nothing that trains wants its output."""
+    tokens, width = patches + tower.prefix, tower.width
+    mlp = (1 + (lora or tower.scales)) * width * tower.mlp
+    return tower.blocks * (2 * tokens * (4 * width**2 + mlp) + 4 * tokens**2 * width)
 
 
-def _vision_activations(patches: int) -> int:
-    """A block keeps two inputs, two norms, query, key, value, attention's output, its scaling, and two of its MLP."""
-    towers = sum(
-        tower.blocks * (patches + tower.prefix) * 2 * ((2 + 2 + 3 + 2 + 2 * tower.scales) * tower.width + 2 * tower.mlp)
-        for tower in (DINO, SIGLIP)
+def _layer_activations(network: Network, tokens: int, lora: bool) -> int:
+    """Of two norms the input (float32), the output and, if its scale trains, what that is multiplied with; query, key,
+    value, attention's output; four of the MLP.
+    """
+    norm = 2 + 1 + (not lora)
+    return 2 * tokens * ((2 * norm + 3 + 1) * network.width + 4 * network.mlp)
+
+
+def _vision_activations(network: Network, trained: tuple[Tower, ...], lora: bool) -> int:
+    """Of the towers that train.
+
+    A block keeps two inputs, two norms, query, key, value, attention's output, its scaling, and two of its MLP.
+    """
+    return sum(
+        tower.blocks
+        * (network.patches + tower.prefix)
+        * 2
+        * ((2 + 2 + 3 + 2 + 2 * (tower.scales and not lora)) * tower.width + 2 * tower.mlp)
+        for tower in trained
     )
-    return towers + patches * 2 * (4 * 4 * (DINO.width + SIGLIP.width) // 2 + 3 * WIDTH)
+
+
+def _projector_activations(network: Network) -> int:
+    """Of each of its three layers the input, and what the function between them is taken of."""
+    return network.patches * 2 * (9 * network.features + 3 * network.width)

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from accerl.config import ConfigError, RunConfig
-from accerl.envs import check_tasks, make_env
-from accerl.policies import find_class
+from accerl.envs import check_tasks, make_env, read_spec
+from accerl.policies import KINDS, find_class
 from accerl.protocols import Policy
 from accerl.types import EnvSpec
 
 
 def check(config: RunConfig) -> None:
-    """Refuse what cannot work, without building an environment or a policy.
+    """Refuse what cannot work, without building a policy, and an environment only where a public checkpoint wants one.
 
     Raises:
         ConfigError: naming the field, the reason and the remedy.
     """
     check_tasks(config.env)
-    if config.policy.kind != "tiny_vla":
-        find_class(config.policy.kind)
     checkpoint = config.policy.checkpoint
+    if config.policy.kind not in KINDS:
+        find_class(config.policy.kind)
+    if config.policy.kind == "openvla_oft" and checkpoint is None:
+        raise ConfigError(
+            "policy.checkpoint: openvla_oft begins with a public checkpoint; give its folder, or use "
+            "policy.kind = 'openvla_oft_tiny' for random weights"
+        )
     if checkpoint is not None:
         _check_checkpoint(checkpoint, config)
     for section, device in (("inference", config.inference.device), ("learner", config.learner.device)):
@@ -37,7 +43,7 @@ def start_policy(config: RunConfig) -> Policy:
     """
     import torch
 
-    from accerl.checkpoint import load_policy
+    from accerl.checkpoint import is_public, load_policy
     from accerl.policies import new_policy
     from accerl.policies.lora import adapted
 
@@ -45,7 +51,8 @@ def start_policy(config: RunConfig) -> Policy:
     spec, instructions = describe_env(config, config.env.tasks if new else config.env.tasks[:1])
     torch.manual_seed(config.seed)
     if config.policy.checkpoint is not None:
-        policy = load_policy(config.policy.checkpoint)
+        folder = config.policy.checkpoint
+        policy = load_policy(folder, _open_fields(config, spec) if is_public(folder) else None)
     else:
         policy = new_policy(config.policy, spec, instructions, config.objective.value_loss == "bce")
     try:
@@ -59,6 +66,14 @@ def start_policy(config: RunConfig) -> Policy:
     return adapted(policy, config.policy)
 
 
+def _open_fields(config: RunConfig, spec: EnvSpec) -> dict[str, Any]:
+    from accerl.policies.openvla_oft.checkpoint import open_fields
+
+    assert config.policy.checkpoint is not None
+    probability = config.objective.value_loss == "bce"
+    return open_fields(config.policy.checkpoint, config.env, spec, probability, config.policy.norm_stats_key)
+
+
 def describe_env(config: RunConfig, tasks: Sequence[str]) -> tuple[EnvSpec, list[str]]:
     """The environment's facts and the instruction of each of `tasks`, which are started for it."""
     env = make_env(config.env)
@@ -70,23 +85,35 @@ def describe_env(config: RunConfig, tasks: Sequence[str]) -> tuple[EnvSpec, list
 
 
 def _check_checkpoint(checkpoint: Path, config: RunConfig) -> None:
+    from accerl.checkpoint import is_public
+
+    if is_public(checkpoint):
+        from accerl.policies.openvla_oft.checkpoint import describe
+
+        description = describe(checkpoint, **_open_fields(config, read_spec(config.env))).model_dump()
+        return _check_description({"kind": "openvla_oft", **description}, config)
     try:
         description = json.loads((checkpoint / "policy.json").read_text())
     except FileNotFoundError:
         raise ConfigError(
-            f"policy.checkpoint: {checkpoint} has no policy.json; give a folder written by `accerl clone` "
-            f"or RUN/checkpoints/step-N"
+            f"policy.checkpoint: {checkpoint} has no policy.json; give a folder written by `accerl clone`, "
+            f"RUN/checkpoints/step-N or a public OpenVLA checkpoint"
         ) from None
-    wanted = {
-        "image_size": config.env.image_size,
-        "num_cameras": len(config.env.cameras),
-        "chunk_length": config.env.chunk_length,
-    }
+    _check_description(description, config)
+
+
+def _check_description(description: Mapping[str, Any], config: RunConfig) -> None:
+    """Of the policy in `policy.checkpoint`."""
+    cameras, chunk_length = len(config.env.cameras), config.env.chunk_length
+    if description.get("kind") == "openvla_oft":  # whose images are resized
+        wanted = {"num_images": cameras, "chunk_length": chunk_length}
+    else:
+        wanted = {"image_size": config.env.image_size, "num_cameras": cameras, "chunk_length": chunk_length}
     for field, value in wanted.items():
         if description.get(field) != value:
-            name = "cameras" if field == "num_cameras" else field
+            name = "cameras" if field in ("num_cameras", "num_images") else field
             raise ConfigError(
-                f"env.{name}: {value} does not fit policy.checkpoint={checkpoint}, which was made for "
+                f"env.{name}: {value} does not fit policy.checkpoint={config.policy.checkpoint}, which was made for "
                 f"{field}={description.get(field)}; change one of them"
             )
     if config.objective.value_loss == "bce" and not description.get("value_probability", False):

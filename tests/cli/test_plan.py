@@ -28,3 +28,14 @@ def test_a_machine_that_is_too_small_is_refused_with_the_remedy(capsys):
     assert main(["plan", "--config", "libero-openvla", *FITTING.replace("141", "80").split()]) == FAILED
     told = " ".join(capsys.readouterr().out.split())
     assert "does not fit: GPU 0: 119.4 GiB do not fit into 80; take GPUs with more memory, or a smaller policy" in told
+
+
+def test_the_large_policy_is_planned_by_its_name_alone(capsys):
+    line = "--policy openvla-oft --gpus 4 --memory 80GiB --cores 16 --host-memory 128GiB"
+    assert main(["plan", *line.split()]) == DONE
+    told = " ".join(capsys.readouterr().out.split())
+    assert "training alone on 4 GPUs of 80 GiB (ZeRO-2, bfloat16, LoRA of rank 32)" in told
+    assert "full 37.7 GiB" in told
+    assert "rank-1 GPU 2" in told, "three ranks, and one GPU for inference"
+    assert main(["plan", *line.replace("4", "1", 1).split()]) == FAILED
+    assert "use 2 GPUs, or policy.lora_rank = 32" in capsys.readouterr().out

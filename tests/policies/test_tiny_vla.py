@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,30 +14,10 @@ from accerl.envs.metaworld_tasks import INSTRUCTIONS as METAWORLD
 from accerl.policies import build_policy
 from accerl.policies.action_tokens import sample_tokens
 from accerl.policies.tiny_vla import PATCH, TinyVLA, TinyVLAConfig, radial_basis, split_words
-from accerl.types import EnvSpec, ObservationBatch
-from tests.roles.fakes import observations, tiny_policy
+from accerl.types import ObservationBatch
+from tests.roles.fakes import SPEC, observations, rows, tiny_policy
 
 SEEDS = np.array([3, 1, 4, 15, 9])
-SPEC = EnvSpec(
-    tasks=("red",),
-    num_cameras=1,
-    image_size=16,
-    proprio_dim=2,
-    action_dim=2,
-    chunk_length=2,
-    steps_per_action=1,
-    max_decisions=8,
-)
-
-
-def rows(batch: ObservationBatch, order: Sequence[int]) -> ObservationBatch:
-    index = torch.tensor(order)
-    return ObservationBatch(
-        images=batch.images[index],
-        proprio=batch.proprio[index],
-        instructions=[batch.instructions[row] for row in order],
-        episode_step=batch.episode_step[index],
-    )
 
 
 def told(batch: ObservationBatch, *instructions: str) -> ObservationBatch:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from accerl.policies.tiny_vla import TinyVLA, TinyVLAConfig
-from accerl.types import Observation, ObservationBatch, Trajectory
+from accerl.types import EnvSpec, Observation, ObservationBatch, Trajectory
 
 INSTRUCTIONS = ("go to the red dot", "go to the blue dot")
+SPEC = EnvSpec(
+    tasks=("red",),
+    num_cameras=1,
+    image_size=16,
+    proprio_dim=2,
+    action_dim=2,
+    chunk_length=2,
+    steps_per_action=1,
+    max_decisions=8,
+)
 VOCABULARY = ("blue", "dot", "go", "red", "the", "to")
 
 
@@ -50,6 +61,17 @@ def observations(num: int, seed: int = 0, num_cameras: int = 1, proprio_dim: int
         proprio=torch.randn(num, proprio_dim, generator=generator),
         instructions=[INSTRUCTIONS[row % 2] for row in range(num)],
         episode_step=torch.randint(9, (num,), generator=generator),
+    )
+
+
+def rows(batch: ObservationBatch, order: Sequence[int]) -> ObservationBatch:
+    """The rows that `order` names, in that order."""
+    index = torch.tensor(order)
+    return ObservationBatch(
+        images=batch.images[index],
+        proprio=batch.proprio[index],
+        instructions=[batch.instructions[row] for row in order],
+        episode_step=batch.episode_step[index],
     )
 
 

@@ -16,6 +16,7 @@ from accerl.checkpoint import flatten_optimizer, unflatten_optimizer
 from accerl.config import LearnerConfig, ObjectiveConfig
 from accerl.engine import TorchEngine
 from accerl.learner import Learner
+from accerl.mixed import MixedEngine
 from accerl.packing import pack
 from accerl.types import Batch
 from tests.roles.fakes import tiny_policy, trajectory
@@ -89,7 +90,7 @@ def _rank(
         join_ranks(rank, num_ranks, store, "cpu", timeout_s=60)
         engine: Any = ZeroEngine(policy, config, stage, dtype)
     else:
-        engine = TorchEngine(policy, config)
+        engine = (MixedEngine if dtype == "bfloat16" else TorchEngine)(policy, config)
     trained = Learner(policy, config, ObjectiveConfig(**objective), engine=engine)
     if (path / "learner.json").exists():
         trained.load_state_dict(_load(path))

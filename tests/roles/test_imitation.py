@@ -134,3 +134,16 @@ def test_even_a_handful_of_updates_is_a_schedule(updates):
         lambda update, loss: told.append(update),
     )
     assert told == list(range(1, updates + 1))
+
+
+def test_micro_batches_give_the_same_policy():
+    demonstrations = [demonstration(5), demonstration(4, seed=1)]
+    config = CloneConfig(updates=3, batch_size=7, shift_pixels=0)
+    policies = [tiny_policy(), tiny_policy()]
+    losses = [
+        clone(policy, demonstrations, 2, config.model_copy(update={"micro_batch_size": size}))
+        for policy, size in zip(policies, (None, 2), strict=True)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for whole, split in zip(policies[0].parameters(), policies[1].parameters(), strict=True):
+        torch.testing.assert_close(whole, split, atol=1e-5, rtol=1e-4)

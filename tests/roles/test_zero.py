@@ -72,3 +72,16 @@ def test_bfloat16_keeps_what_it_rounds(tmp_path):
     parts = trained(tmp_path / "parts", 2, 2, "fused", 3, learner=mixed)
     trained(tmp_path / "parts", 2, 2, "fused", UPDATES - 3, start=3, learner=mixed)
     assert torch.equal(parameters(whole), parameters(parts))
+
+
+def test_bfloat16_without_deepspeed_goes_on_from_bfloat16_with_it(tmp_path):
+    """As far as bfloat16 tells them apart: DeepSpeed's copy begins with rounded parameters."""
+    mixed = {"dtype": "bfloat16"}
+    alone = trained(tmp_path / "alone", 1, 0, "fused", learner=mixed)
+    parts = trained(tmp_path / "parts", 1, 2, "fused", 3, learner=mixed)
+    trained(tmp_path / "parts", 1, 0, "fused", UPDATES - 3, start=3, learner=mixed)
+    assert relative_difference(parameters(parts), parameters(alone)) < 2**-8
+    expected = json.loads((alone / "metrics-0.json").read_text())[3:]
+    for one, other in zip(json.loads((parts / "metrics-0.json").read_text()), expected, strict=True):
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.15)
+        assert one["value_grad_norm"] == pytest.approx(other["value_grad_norm"], rel=0.15)

@@ -9,6 +9,8 @@ model.py        sequence ─► Llama, bidirectional ─► hidden states and lo
 actions.py      action tokens ◄─► actions of the environment
 policy.py       all of it behind `accerl.protocols.Policy`, with a value head
 checkpoint.py   the public files ◄─► a policy; shards.py tensor by tensor, film.py what FiLM saves apart
+graphs.py       the model's forward as one CUDA graph for each size of a batch
+reward.py       a success classifier out of a policy's first layers
 tiny.py         a small one for any environment
 
 images ─► vision ─► patches ─┐
@@ -18,4 +20,5 @@ instruction ─► prompt ids ───┘               └─ hidden states, d
 
 from accerl.policies.openvla_oft.config import OpenVLAOFTConfig as OpenVLAOFTConfig
 from accerl.policies.openvla_oft.policy import OpenVLAOFT as OpenVLAOFT
+from accerl.policies.openvla_oft.tiny import start_weights as start_weights
 from accerl.policies.openvla_oft.tiny import tiny_config as tiny_config

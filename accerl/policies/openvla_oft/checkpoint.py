@@ -20,10 +20,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from accerl.config import ConfigError
+from accerl.config import ConfigError, EnvConfig
 from accerl.files import replaced
 from accerl.policies.openvla_oft import film, shards
-from accerl.policies.openvla_oft.config import from_public
+from accerl.policies.openvla_oft.config import EXTRAS, OpenVLAOFTConfig, from_public
+from accerl.types import EnvSpec
 
 if TYPE_CHECKING:
     from accerl.policies.openvla_oft.policy import OpenVLAOFT
@@ -66,17 +67,9 @@ def load(
             or one without the statistics of `norm_stats_key`.
     """
     folder = find(source)
-    public = _read_json(folder / "config.json")
     if not any_head:
         _refuse_other_heads(folder, str(source))
-    proprio, vision = (_read_component(folder, part) for part in (PROPRIO, VISION))
-    found: dict[str, Any] = {"checkpoint": str(folder.resolve()) if Path(source).is_dir() else str(source)}
-    if proprio is not None:
-        found["proprio_dim"] = proprio["fc1.weight"].shape[1]
-    if vision is not None:
-        found["film"] = True
-    statistics = _read_json(folder / STATISTICS) if (folder / STATISTICS).exists() else {}
-    config = from_public(public, statistics, **{**found, **chosen})
+    config, proprio, vision = _config_of(folder, str(source), chosen)
     with torch.device("meta"):
         policy = kind(config)
     filling = shards.Filling(policy.model, config, device, dtype)
@@ -141,6 +134,39 @@ def save(policy: OpenVLAOFT, folder: Path, source: str | Path | None = None) -> 
             policy.tokenizer.save_pretrained(str(new))
 
 
+def open_fields(
+    folder: Path, env: EnvConfig, spec: EnvSpec, value_probability: bool = True, norm_stats_key: str | None = None
+) -> dict[str, Any]:
+    """Fields that the files of a checkpoint leave open, as the environment has them in which it is to act.
+
+    Args:
+        norm_stats_key: goes before what the files say; None, and there are several data sets: the suite's.
+    """
+    public = _read_json(folder / "config.json")
+    statistics = _read_json(folder / STATISTICS) if (folder / STATISTICS).exists() else {}
+    said = public.get(EXTRAS, {})
+    fields: dict[str, Any] = {
+        "num_images": spec.num_cameras,
+        "max_decisions": spec.max_decisions,
+        "gripper": "libero" if env.suite.startswith("libero_") else "none",
+        "value_probability": value_probability,
+    }
+    if len({**public.get("norm_stats", {}), **statistics}) > 1:
+        fields["norm_stats_key"] = env.suite
+    fields = {name: value for name, value in fields.items() if name not in said}
+    return fields if norm_stats_key is None else {**fields, "norm_stats_key": norm_stats_key}
+
+
+def describe(folder: Path, **chosen: Any) -> OpenVLAOFTConfig:
+    """The configuration of a checkpoint, without its weights.
+
+    Raises:
+        ConfigError: as `load`, as far as it is known without the weights.
+    """
+    _refuse_other_heads(folder, str(folder))
+    return _config_of(folder, str(folder), chosen)[0]
+
+
 def find(source: str | Path) -> Path:
     """The folder of a checkpoint, downloaded into huggingface_hub's cache if it is a hub id.
 
@@ -157,6 +183,21 @@ def find(source: str | Path) -> Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"policy.checkpoint: {source} is no folder, and not on the hub ({reason:.200})") from None
+
+
+def _config_of(
+    folder: Path, source: str, chosen: dict[str, Any]
+) -> tuple[OpenVLAOFTConfig, dict[str, Tensor] | None, dict[str, Tensor] | None]:
+    """Of a checkpoint, with the tensors that have files of their own: the proprioception's and FiLM's."""
+    public = _read_json(folder / "config.json")
+    proprio, vision = (_read_component(folder, part) for part in (PROPRIO, VISION))
+    found: dict[str, Any] = {"checkpoint": str(folder.resolve()) if Path(source).is_dir() else source}
+    if proprio is not None:
+        found["proprio_dim"] = proprio["fc1.weight"].shape[1]
+    if vision is not None:
+        found["film"] = True
+    statistics = _read_json(folder / STATISTICS) if (folder / STATISTICS).exists() else {}
+    return from_public(public, statistics, **{**found, **chosen}), proprio, vision
 
 
 def _refuse_other_heads(folder: Path, source: str) -> None:

@@ -117,6 +117,10 @@ class OpenVLAOFTConfig(Section):
     """The public checkpoint it came from, which `save_pretrained` takes the parts from that are not held here."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights when a policy is built; the value head is always float32 then."""
+    freeze_vision: bool = False
+    """The vision backbone does not train."""
+    label_width: Annotated[float, Field(ge=0)] = 0.0
+    """Of imitation targets, tokens: a Gaussian around the demonstrated token; 0: that token alone, as upstream."""
     max_decisions: Positive = 64
     """Of an episode; the value head learns an embedding of each."""
     value_probability: bool = True
@@ -155,7 +159,7 @@ class OpenVLAOFTConfig(Section):
             source: that of the checkpoint it came from, kept where nothing here says otherwise.
         """
         names = [next((name for name, known in TOWERS.items() if known == tower), None) for tower in self.vision]
-        own = {"text", "norm_stats", "checkpoint", "tokenizer", "dtype"}
+        own = {"text", "norm_stats", "checkpoint", "tokenizer", "dtype", "freeze_vision", "label_width"}
         return {
             **FIXED,
             "timm_model_ids": names,

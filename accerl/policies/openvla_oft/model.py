@@ -44,6 +44,7 @@ class OpenVLAModel(nn.Module):
         self.language_model = LanguageModel(llama, len(ACTION_TOKENS) if config.slimmed else llama.vocab_size)
         self.proprio_projector = ProprioProjector(config.proprio_dim, width) if config.proprio_dim else None
         self.film = config.film
+        self.vision_frozen = False
         self.layout = Layout(
             num_context=config.num_images * self.patches_per_image(config) + bool(config.proprio_dim),
             num_tokens=config.num_tokens,
@@ -65,7 +66,9 @@ class OpenVLAModel(nn.Module):
         """
         embed = self.language_model.model.embed_tokens
         text = self.layout.mean_text(prompts, embed) if self.film else None
-        context = self.projector(self.vision_backbone(pixels.to(embed.weight.dtype), text))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.vision_frozen):
+            features = self.vision_backbone(pixels.to(self.projector.fc1.weight.dtype), text)
+        context = self.projector(features)
         if self.proprio_projector is not None:
             if proprio is None:
                 raise ValueError("proprio: this model looks at proprioception")
@@ -77,6 +80,11 @@ class OpenVLAModel(nn.Module):
         if logits.shape[-1] != len(ACTION_TOKENS):
             logits = logits[..., ACTION_TOKENS.start : ACTION_TOKENS.stop]
         return Prediction(logits, states)
+
+    def freeze_vision(self, frozen: bool) -> None:
+        """Whether the vision backbone runs without a graph, which keeps nothing of it for the backward pass."""
+        self.vision_frozen = frozen
+        self.vision_backbone.requires_grad_(not frozen)
 
     def gradient_checkpointing_enable(self) -> None:
         """The blocks run a second time in the backward pass; those of the language model only in train mode."""

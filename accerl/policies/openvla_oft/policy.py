@@ -11,9 +11,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from accerl.policies.action_tokens import chosen, sample_tokens
+from accerl.config import ConfigError
+from accerl.policies.action_tokens import chosen, sample_tokens, soft_labels
 from accerl.policies.openvla_oft import actions, images
 from accerl.policies.openvla_oft.config import OpenVLAOFTConfig
+from accerl.policies.openvla_oft.graphs import GraphedForward
 from accerl.policies.openvla_oft.layout import Prompts, pad_prompts
 from accerl.policies.openvla_oft.model import OpenVLAModel, Prediction
 from accerl.policies.openvla_oft.tokenizer import load_tokenizer, prompt_ids
@@ -39,6 +41,8 @@ class OpenVLAOFT(nn.Module):
         self.tokenizer = load_tokenizer(config.tokenizer)
         self._prompts: dict[str, list[int]] = {}
         self._actions = actions.action_table(config.norm_stats["action"], config.gripper)
+        self._graphs: GraphedForward | None = None
+        self.freeze_vision(config.freeze_vision)
 
     @classmethod
     def from_pretrained(
@@ -100,8 +104,14 @@ class OpenVLAOFT(nn.Module):
     ) -> Float[Tensor, ""]:
         """Cross-entropy of the action tokens among the 256, nats a token; upstream's is among the whole vocabulary."""
         log_probs = torch.log_softmax(self._predict(observations).logits, dim=-1)
-        cross_entropy = -chosen(log_probs, self.tokens_of(actions).to(log_probs.device)).view(*mask.shape, -1).mean(-1)
-        return torch.where(mask.to(log_probs.device), cross_entropy, 0.0).sum() / mask.sum()
+        tokens = self.tokens_of(actions).to(log_probs.device)
+        if self.config.label_width:
+            labels = soft_labels(tokens, log_probs.shape[-1], self.config.label_width)
+            cross_entropy = -(labels * log_probs).sum(-1)
+        else:
+            cross_entropy = -chosen(log_probs, tokens)
+        of_actions = cross_entropy.view(*mask.shape, -1).mean(-1)
+        return torch.where(mask.to(log_probs.device), of_actions, 0.0).sum() / mask.sum()
 
     def tokens_of(self, action: Float[Tensor, "batch chunk action"]) -> Int[Tensor, "batch token"]:
         """The tokens that demonstrated actions of the environment become."""
@@ -115,9 +125,33 @@ class OpenVLAOFT(nn.Module):
     def value_parameters(self) -> Iterator[nn.Parameter]:
         return self.value_head.parameters()
 
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """Of the 256 rows, which train as a whole where all else has low-rank additions."""
+        return self.model.language_model.lm_head.parameters()
+
+    def freeze_vision(self, frozen: bool) -> None:
+        """Whether the vision backbone, FiLM's part of it included, stays as it is; the projector trains."""
+        self.config = self.config.model_copy(update={"freeze_vision": frozen})
+        self.model.freeze_vision(frozen)
+
     def gradient_checkpointing_enable(self) -> None:
         """The blocks run a second time in the backward pass, which keeps only their inputs until then."""
         self.model.gradient_checkpointing_enable()
+
+    def compile_network(self) -> None:
+        """Compile the network for each size of a batch that comes; prompts of every length share it."""
+        self.model.compile(fullgraph=True, dynamic=False)
+
+    def capture_network(self) -> None:
+        """Without gradients, replay a CUDA graph of the network for each size of a batch.
+
+        Raises:
+            ConfigError: the weights are on no GPU.
+        """
+        device = self.model.projector.fc1.weight.device
+        if device.type != "cuda":
+            raise ConfigError(f"inference.cuda_graphs: the policy is on {device}, not on a GPU; leave it out")
+        self._graphs = GraphedForward(self.model)
 
     def renew_value_head(self, device: torch.device | str) -> None:
         """Random weights again, float32."""
@@ -139,7 +173,10 @@ class OpenVLAOFT(nn.Module):
         pixels = images.process(observations.images.to(device), self.config.images)
         proprio = self._proprio(observations).to(device) if self.config.proprio_dim else None
         ids, length = self._tokenize(observations.instructions)
-        return self.model(Prompts(ids.to(device), length.to(device)), pixels, proprio)
+        prompts = Prompts(ids.to(device), length.to(device))
+        if self._graphs is not None and not torch.is_grad_enabled():
+            return self._graphs(prompts, pixels, proprio)
+        return self.model(prompts, pixels, proprio)
 
     def _value(self, states: Tensor, observations: ObservationBatch) -> Float[Tensor, " batch"]:
         dtype = self.value_head.out.weight.dtype

@@ -122,7 +122,8 @@ class Filling:
             )
         module, _, leaf = name.rpartition(".")
         copied = tensor.to(self.device, self.dtype or tensor.dtype, copy=True)  # of a shard it may be a view
-        setattr(self.model.get_submodule(module), leaf, nn.Parameter(copied))
+        trains = self.model.get_parameter(name).requires_grad
+        setattr(self.model.get_submodule(module), leaf, nn.Parameter(copied, requires_grad=trains))
         self._filled.add(name)
 
 

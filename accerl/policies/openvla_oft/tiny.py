@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
+from torch import nn
+
 from accerl.config import ConfigError
 from accerl.policies.openvla_oft.config import ImageConfig, OpenVLAOFTConfig, VisionTower
+from accerl.policies.openvla_oft.policy import OpenVLAOFT
 from accerl.types import EnvSpec
 
 
@@ -46,6 +50,7 @@ def tiny_config(
             "intermediate_size": 4 * width,
             "num_hidden_layers": num_layers,
             "num_attention_heads": num_heads,
+            "initializer_range": width**-0.5,
         },
         images=ImageConfig(size=56, crop_area=1.0),
         num_images=spec.num_cameras,
@@ -53,9 +58,38 @@ def tiny_config(
         chunk_length=spec.chunk_length,
         action_dim=spec.action_dim,
         gripper="none",
+        label_width=6.0,
         norm_stats_key="env",
         norm_stats={"action": unit, "proprio": {"q01": low, "q99": high}},
         tokenizer=tuple(sorted(set(instructions))),
         max_decisions=spec.max_decisions,
         value_probability=value_probability,
     )
+
+
+def start_weights(policy: OpenVLAOFT) -> None:
+    """Random weights that it learns to see from, in place.
+
+    From the usual ones the policy goes by proprioception alone for thousands of updates: what all images share, above
+    all a uniform background, is most of what the language model gets. So filters have no mean, which makes them blind
+    to it, positions are as strong as contents, the layers of the projector keep the scale, and words are weak beside
+    what attention brings to their places.
+    """
+    vision, projector, words = (
+        policy.model.vision_backbone,
+        policy.model.projector,
+        policy.model.language_model.model.embed_tokens.weight,
+    )
+    for tower in (vision.featurizer, vision.fused_featurizer):
+        filters = tower.patch_embed.proj
+        nn.init.normal_(filters.weight, std=3 * filters.weight[0].numel() ** -0.5)
+        with torch.no_grad():
+            filters.weight -= filters.weight.mean((2, 3), keepdim=True)
+        nn.init.normal_(tower.pos_embed, std=0.5)
+    for part, gain in ((vision, 1.0), (projector, 1.4)):
+        for layer in part.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=gain * layer.in_features**-0.5)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+    nn.init.normal_(words, std=0.02)

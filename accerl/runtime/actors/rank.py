@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from accerl import checkpoint
 from accerl.config import LearnerConfig, ObjectiveConfig, RunConfig
+from accerl.engine import placed
 from accerl.learner import Learner
 from accerl.protocols import Policy
 from accerl.runtime.actors.role import Role, Wiring
@@ -40,7 +41,7 @@ def ranked_learner(
 
     section = config.learner
     join_ranks(place.rank, section.num_ranks, store, section.device, section.rank_timeout_s)
-    policy = checkpoint.load_policy(place.checkpoint or start).to(section.device)
+    policy = placed(checkpoint.load_policy(place.checkpoint or start), section)
     reference = checkpoint.load_policy(start) if config.objective.reference_kl else None
     stage = 1 if section.zero_stage == 1 else 2
     engine = ZeroEngine(policy, section, stage, section.dtype)

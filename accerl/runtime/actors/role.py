@@ -15,7 +15,7 @@ import ray
 
 from accerl.checkpoint import load_policy
 from accerl.config import RunConfig
-from accerl.policies import build_policy
+from accerl.policies import empty_policy
 from accerl.protocols import Policy
 from accerl.replay.snapshot import Checkpoint
 from accerl.runtime.requests_zmq import KeyPair
@@ -46,7 +46,9 @@ class Wiring:
 
     def make_policy(self, config: RunConfig) -> Policy:
         """A policy for the learner's weights; with those of the start only where the learner does not send all."""
-        return load_policy(self.start) if config.weights.trainable_only else build_policy(self.policy)
+        if config.weights.trainable_only:
+            return load_policy(self.start)
+        return empty_policy(self.policy, config.inference.device)
 
 
 class Role:
