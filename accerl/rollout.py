@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from accerl.calls import Calls
 from accerl.config import RolloutConfig
 from accerl.protocols import Env, PolicyClient, TaskSource, TrajectorySink
 from accerl.trace import Tracer
@@ -35,6 +36,7 @@ class RolloutWorker:
         seed: of this worker, for episodes whose plan has none; no two workers of a run may share it.
         executors: each of exactly one thread, for simulators that are bound to theirs; slots are dealt out over them.
             None: step in the event loop.
+        calls: notes what each executor calls; None: nobody asks.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class RolloutWorker:
         seed: int,
         executors: Sequence[Executor] = (),
         tracer: Tracer | None = None,
+        calls: Calls | None = None,
     ):
         self.name = name
         self.num_decisions = 0
@@ -60,6 +63,7 @@ class RolloutWorker:
         self._seed = seed
         self._executors = executors
         self._tracer = tracer or Tracer.off()
+        self._calls = calls
 
     async def run(self) -> None:
         """Until `tasks` has nothing more for any slot, or cancelled."""
@@ -68,11 +72,11 @@ class RolloutWorker:
                 slots.create_task(self._run_slot(slot))
 
     async def _run_slot(self, slot: int) -> None:
-        stage = _Stage(slot, self._executors[slot % len(self._executors)] if self._executors else None, self._tracer)
+        stage = _Stage(slot, self._executors, self._tracer, self._calls)
         made: list[Env] = []
         episode = 0
         try:
-            await stage.call(lambda: made.append(self._make_env()))
+            await stage.noted(lambda: made.append(self._make_env()), task=None)
             while True:
                 with self._tracer.span("wait_credit", str(slot)):
                     plan = await self._tasks.next_episode()
@@ -85,7 +89,7 @@ class RolloutWorker:
                 except EnvironmentFailed as failure:
                     assert isinstance(failure.__cause__, Exception)
                     await self._tasks.fail(plan, failure.__cause__)
-                    await stage.call(lambda: self._replace_env(made))
+                    await stage.noted(lambda: self._replace_env(made), plan.task)
                 finally:
                     self._client.leave()
                 episode += 1
@@ -100,7 +104,7 @@ class RolloutWorker:
         made.append(self._make_env())
 
     async def _play(self, env: Env, stage: _Stage, plan: EpisodePlan, seed: int, origin: str) -> None:
-        observation, _ = await stage.step(lambda: env.reset(seed=seed % 2**31, options=options_of(plan)))
+        observation, _ = await stage.step(lambda: env.reset(seed=seed % 2**31, options=options_of(plan)), plan.task)
         observation = instruct(observation, plan)
         segment = _Segment(plan, observation, episode_step=0, origin=origin)
         noise = seed if plan.noise is None else plan.noise
@@ -115,7 +119,7 @@ class RolloutWorker:
             )
             with self._tracer.span("wait", stage.lane):
                 decision = await self._client.act(request)
-            result = await stage.step(lambda action=decision.action: env.step_chunk(action))
+            result = await stage.step(lambda action=decision.action: env.step_chunk(action), plan.task)
             observation = instruct(result.observation, plan)
             step += 1
             totals += (result.reward, 1, result.num_env_steps)
@@ -154,10 +158,12 @@ class RolloutWorker:
 class _Stage:
     """Where a slot's environment is stepped: its thread, if it has one, and its lane of the trace."""
 
-    def __init__(self, slot: int, executor: Executor | None, tracer: Tracer):
+    def __init__(self, slot: int, executors: Sequence[Executor], tracer: Tracer, calls: Calls | None):
         self.lane = str(slot)
-        self._executor = executor
+        self._thread = slot % len(executors) if executors else 0
+        self._executor = executors[self._thread] if executors else None
         self._tracer = tracer
+        self._calls = calls
 
     async def call(self, function: Callable[[], Result]) -> Result:
         """To its end, also when it is cancelled meanwhile."""
@@ -170,10 +176,14 @@ class _Stage:
             await asyncio.wait([called])
             raise
 
-    async def step(self, function: Callable[[], Result]) -> Result:
+    async def noted(self, function: Callable[[], Result], task: str | None) -> Result:
+        """The same with a note of the task whose environment is called; None: it is made."""
+        return await self.call(lambda: self._note(function, task))
+
+    async def step(self, function: Callable[[], Result], task: str) -> Result:
         """The same for what an episode consists of. Raises EnvironmentFailed from what the environment raised."""
         try:
-            return await self.call(function)
+            return await self.noted(function, task)
         except Exception as error:
             raise EnvironmentFailed from error
 
@@ -183,6 +193,15 @@ class _Stage:
             return function()
         finally:
             self._tracer.add("env", started, time.monotonic(), self.lane)
+
+    def _note(self, function: Callable[[], Result], task: str | None) -> Result:
+        if self._calls is None:
+            return function()
+        self._calls.begin(self._thread, task)
+        try:
+            return function()
+        finally:
+            self._calls.end(self._thread)
 
 
 class _Segment:

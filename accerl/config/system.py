@@ -21,6 +21,10 @@ class RolloutConfig(Section):
     """Environments a worker keeps going; while one waits for its action, another one steps."""
     threads_per_worker: Positive = 1
     """Threads that step them; more than 1 only for environments that wait or compute outside Python."""
+    hang_s: PositiveFloat = 120.0
+    """Longest that an environment may take to be made, to reset or to play a chunk, seconds. Then its process is
+    replaced and its task counted as after an error: three in a row, and the task is given up. Not where roles and
+    environments share one process (`accerl.runtime.inline`)."""
     segment_decisions: Positive = 64
     """Most decisions in one trajectory; a longer episode is sent in several."""
     episodes_per_round: Positive | None = None

@@ -28,12 +28,13 @@ from accerl.runtime import knobs
 from accerl.runtime.board import Board
 from accerl.runtime.crew import Crew
 from accerl.runtime.dispatcher import Dispatcher
+from accerl.runtime.failures import Failures
 from accerl.runtime.ports import Directory
 from accerl.runtime.readings import Readings
 from accerl.runtime.run import write_status
 from accerl.runtime.supervisor import Incidents, RoleError
 from accerl.runtime.weights_group import GroupBoard
-from accerl.tasks import MAX_FAILURES, TaskSampler
+from accerl.tasks import TaskSampler
 from accerl.types import BatchRule, Episode, EpisodePlan, Trajectory
 
 REPORT_EVERY_S = 2.0
@@ -48,11 +49,12 @@ class Controller:
         self._start = start
         self._state = "starting"
         self._reason = ""
-        self._failure = ""
         self._tasks = TaskSampler(config.env.tasks, config.tasks, config.seed)
         self._dispatcher = Dispatcher(Admission(config, self._tasks))
         self._metrics = RunMetrics(config.env.tasks)
         self._incidents = Incidents(config.folder)
+        self._stopping = asyncio.Event()
+        self._failures = Failures(self._tasks, self._incidents, self._stopping.set)
         self._readings = Readings(config)
         self._updates = 0
         self._version = 0
@@ -60,9 +62,8 @@ class Controller:
         self._writer = MetricsWriter(config.folder)
         self._weights: Board[tuple[int, list[Any]]] = Board((0, []))
         self._group = GroupBoard()
-        self._crew = Crew(config, self._dispatcher, self._incidents, self._group)
+        self._crew = Crew(config, self._dispatcher, self._incidents, self._failures, self._group)
         self._knobs: knobs.Knobs = {}
-        self._stopping = asyncio.Event()
         self._line: dict[str, Any] = {}
 
     async def run(self) -> str:
@@ -80,7 +81,7 @@ class Controller:
                 report.cancel()
             await self._write_line()
             await self._crew.roles.flush(FLUSH_WITHIN_S)
-            self._set_state("failed" if self._failure else "finished", self._failure)
+            self._set_state("failed" if self._failures.fatal else "finished", self._failures.fatal)
         except (RoleError, ConfigError) as error:
             self._set_state("failed", str(error))
         finally:
@@ -95,17 +96,13 @@ class Controller:
         """Take a worker's finished episodes and give it the next one, once it may start; None: leave."""
         for episode in self._dispatcher.finish(episodes):
             self._metrics.add_episode(episode)
+            self._failures.add_played()
         self._check_limits()
         return await self._dispatcher.next_episode(worker)
 
     async def fail(self, worker: str, number: int, task: str, reason: str) -> None:
         """The environment of an episode has raised and is replaced; a task that keeps failing is given up."""
-        gave_up = self._tasks.fail(task)
-        action = f"task put into quarantine after {MAX_FAILURES} failures" if gave_up else "environment replaced"
-        self._incidents.add(worker, f"{task}: {reason}", action)
-        if len(self._tasks.quarantined) == len(self._tasks.tasks):
-            self._failure = f"every task is in quarantine, the last one for {reason}"
-            self._stopping.set()
+        self._failures.add_raised(worker, task, reason)
         await self._dispatcher.fail(number)
 
     async def deliver(self, number: int, version: int) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 
 from ray.exceptions import RayError
 
+from accerl.calls import LostCall
 from accerl.config import ConfigError, RunConfig, suggest
 from accerl.replay.snapshot import Checkpoint
 from accerl.runtime.board import Board
 from accerl.runtime.dispatcher import Dispatcher
+from accerl.runtime.failures import Failures
 from accerl.runtime.placement import Roles, health
 from accerl.runtime.ports import Directory
 from accerl.runtime.supervisor import Incidents, keep_running
@@ -33,11 +35,19 @@ class Crew:
     roles: Roles
     directory: Board[Directory]
 
-    def __init__(self, config: RunConfig, dispatcher: Dispatcher, incidents: Incidents, group: GroupBoard):
+    def __init__(
+        self,
+        config: RunConfig,
+        dispatcher: Dispatcher,
+        incidents: Incidents,
+        failures: Failures,
+        group: GroupBoard,
+    ):
         self.directory = Board(Directory(taking={}, giving={}, services={}))
         self._config = config
         self._dispatcher = dispatcher
         self._incidents = incidents
+        self._failures = failures
         self._group = group
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
@@ -127,7 +137,7 @@ class Crew:
 
     def _watch(self, name: str) -> None:
         self._watches[name] = asyncio.create_task(
-            keep_running(name, self.roles[name], self._incidents, self._on_failure)
+            keep_running(name, self.roles[name], self._incidents, self._on_failure, self._on_return)
         )
 
     async def _retire(self, name: str) -> None:
@@ -177,6 +187,18 @@ class Crew:
                 await self._drop_service(name)
             case "replay":
                 await self._forget_shard(name)
+
+    async def _on_return(self, name: str, incarnation: int, failed_at: float) -> bool:
+        """Whether the process ended inside the environment of a task."""
+        if not name.startswith("rollout-"):
+            return False
+        try:
+            lost: list[LostCall] = await self.roles[name].lost_calls.remote(incarnation)
+        except RayError:
+            return False
+        for call in lost:
+            self._failures.add_lost(name, call, failed_at)
+        return any(call.task is not None for call in lost)
 
     async def _forget_shard(self, name: str) -> None:
         """Episodes that only this shard held will never be trained on."""

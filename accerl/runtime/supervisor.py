@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from accerl.files import append_line
 
 MAX_FAILURES = 6
-"""Failures of one role within `FAILURE_WINDOW_S` that end the run."""
+"""Failures of one role in `FAILURE_WINDOW_S` that end the run; those inside the environment of a task do not count."""
 FAILURE_WINDOW_S = 120.0
 MAX_BACKOFF_S = 10.0
 ANSWER_WITHIN_S = 120.0
@@ -40,12 +40,17 @@ class Incidents:
 
 
 async def keep_running(
-    name: str, actor: Any, incidents: Incidents, on_failure: Callable[[str, int], Awaitable[None]]
+    name: str,
+    actor: Any,
+    incidents: Incidents,
+    on_failure: Callable[[str, int], Awaitable[None]],
+    on_return: Callable[[str, int, float], Awaitable[bool]],
 ) -> None:
     """Run a role until its work is done; after a failure restart it, with a pause that doubles.
 
     Args:
         on_failure: called with the name and the number of restarts so far, before the restart.
+        on_return: called with the same and the time of the failure, after it; whether the failure was not the role's.
 
     Raises:
         RoleError: too many failures in a short time.
@@ -69,6 +74,8 @@ async def keep_running(
         incidents.add(name, reason, "restarted")
         await asyncio.sleep(min(0.2 * 2 ** (len(failures) - 1), MAX_BACKOFF_S))
         await _answers(name, actor)
+        if await on_return(name, incarnation, failures[-1]):
+            failures.pop()
         incarnation += 1
 
 

@@ -157,6 +157,7 @@ class Scene:
         seed: int = 5,
         executor: ThreadPoolExecutor | None = None,
         client: Client | None = None,
+        calls: Any = None,
         **env: Any,
     ) -> None:
         self.trajectories: list[Trajectory] = []
@@ -173,6 +174,7 @@ class Scene:
             tasks=self.tasks,
             seed=seed,
             executors=[executor] if executor else [],
+            calls=calls,
         )
 
     def play(self) -> Scene:
@@ -399,3 +401,35 @@ def test_an_environment_whose_failure_is_not_borne_ends_the_worker_and_closes_th
     assert raised.group_contains(RuntimeError, match="the simulator fell over")
     assert [env.closed for env in scene.envs] == [True, True]
     assert not scene.tasks.episodes
+
+
+# --- notes ------------------------------------------------------------------------------------------------------------
+
+
+class Notes:
+    """Of who calls what, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, str | None]] = []
+        self._open: dict[int, str | None] = {}
+
+    def begin(self, thread: int, task: str | None) -> None:
+        assert thread not in self._open
+        self._open[thread] = task
+
+    def end(self, thread: int) -> None:
+        self.calls.append((thread, self._open.pop(thread)))
+
+
+def test_every_call_of_an_environment_but_the_last_is_noted_with_its_task_while_it_lasts():
+    notes = Notes()
+    Scene(plans(), length=2, calls=notes).play()
+    assert notes.calls == [(0, None), (0, "count"), (0, "count"), (0, "count")]
+
+
+def test_an_environment_that_is_replaced_is_noted_with_the_task_that_broke_it():
+    notes = Notes()
+    scene = Scene(plans(), fail_at=0, calls=notes)
+    scene.tasks.bears_failures = True
+    scene.play()
+    assert notes.calls == [(0, None), (0, "count"), (0, "count"), (0, "count")]

@@ -58,7 +58,8 @@ class Role:
         self.name = name
         logs = config.folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)  # on another node the folder may be its own
-        self._crash_log = (logs / f"{name}.crash.log").open("a")
+        self._crash_log_path = logs / f"{name}.crash.log"
+        self._crash_log = self._crash_log_path.open("a")
         faulthandler.enable(self._crash_log)
         path = config.folder / "trace" / f"{name}.{os.getpid()}.jsonl"
         enabled = config.trace.enabled

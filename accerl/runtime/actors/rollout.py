@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 
+from accerl.calls import Calls, LostCall, bound, lost_calls
 from accerl.config import RunConfig
 from accerl.envs import make_env
 from accerl.rollout import RolloutWorker, derive_seed
@@ -39,6 +41,8 @@ class RolloutActor(Role):
                 threads.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix="environments"))
                 for _ in range(min(config.rollout.threads_per_worker, config.rollout.slots_per_worker))
             ]
+            calls = Calls(self._notes(incarnation), config.env.tasks, len(executors), self._crash_log_path)
+            bound(calls, config.rollout.hang_s, self._crash_log)
             async with RequestClient(medium, self.name, self._index, config.is_lockstep) as client:
 
                 def use(directory: Directory) -> None:
@@ -56,11 +60,22 @@ class RolloutActor(Role):
                     seed=derive_seed(config.seed, self._index, incarnation),
                     executors=executors,
                     tracer=self.tracer,
+                    calls=calls,
                 )
                 try:
                     await self._worker.run()
                 finally:
                     following.cancel()
+
+    async def lost_calls(self, incarnation: int) -> list[LostCall]:
+        """What the process before this one, the given one, was calling when it ended; told once."""
+        notes, config = self._notes(incarnation), self._config
+        lost = lost_calls(notes, config.env.tasks, self._crash_log_path, config.rollout.hang_s)
+        notes.unlink(missing_ok=True)
+        return lost
+
+    def _notes(self, incarnation: int) -> Path:
+        return self._crash_log_path.with_name(f"{self.name}.{incarnation}.calls")
 
     async def health(self) -> dict[str, float]:
         decisions = 0 if self._worker is None else self._worker.num_decisions
