@@ -17,14 +17,14 @@ from accerl.summary import commit
 RESULTS = Path(__file__).parent / "results"
 
 
-def append(name: str, rows: Sequence[Mapping[str, Any]], folder: Path = RESULTS) -> Path:
-    """Add rows, with commit and machine, to NAME.csv in a folder.
+def append(name: str, rows: Sequence[Mapping[str, Any]], folder: Path | None = None) -> Path:
+    """Add rows, with commit and machine, to NAME.csv in a folder; None: `RESULTS`.
 
     Raises:
         ValueError: the file has other columns.
     """
-    path = folder / f"{name}.csv"
-    folder.mkdir(parents=True, exist_ok=True)
+    path = (folder or RESULTS) / f"{name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
     where = {"commit": commit(), "machine": json.dumps(machine())}
     full = [{**row, **where} for row in rows]
     columns = list(full[0])
