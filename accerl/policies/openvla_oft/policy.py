@@ -16,9 +16,8 @@ from accerl.policies.action_tokens import chosen, sample_tokens, soft_labels
 from accerl.policies.openvla_oft import actions, images
 from accerl.policies.openvla_oft.config import OpenVLAOFTConfig
 from accerl.policies.openvla_oft.graphs import GraphedForward
-from accerl.policies.openvla_oft.layout import Prompts, pad_prompts
 from accerl.policies.openvla_oft.model import OpenVLAModel, Prediction
-from accerl.policies.openvla_oft.tokenizer import load_tokenizer, prompt_ids
+from accerl.policies.openvla_oft.tokenizer import PromptEncoder, load_tokenizer
 from accerl.policies.value_head import ValueHead
 from accerl.types import Blob, EnvSpec, Evaluation, ObservationBatch, PolicyOutput
 
@@ -39,7 +38,7 @@ class OpenVLAOFT(nn.Module):
         self.model = OpenVLAModel(config).to(getattr(torch, config.dtype))
         self.value_head = self._new_value_head()
         self.tokenizer = load_tokenizer(config.tokenizer)
-        self._prompts: dict[str, list[int]] = {}
+        self._encode = PromptEncoder(config.prompt_length)
         self._actions = actions.action_table(config.norm_stats["action"], config.gripper)
         self._graphs: GraphedForward | None = None
         self.freeze_vision(config.freeze_vision)
@@ -172,8 +171,7 @@ class OpenVLAOFT(nn.Module):
         device = self.model.projector.fc1.weight.device
         pixels = images.process(observations.images.to(device), self.config.images)
         proprio = self._proprio(observations).to(device) if self.config.proprio_dim else None
-        ids, length = self._tokenize(observations.instructions)
-        prompts = Prompts(ids.to(device), length.to(device))
+        prompts = self._encode(self.tokenizer, observations.instructions, device)
         if self._graphs is not None and not torch.is_grad_enabled():
             return self._graphs(prompts, pixels, proprio)
         return self.model(prompts, pixels, proprio)
@@ -185,14 +183,3 @@ class OpenVLAOFT(nn.Module):
     def _proprio(self, observations: ObservationBatch) -> Float[Tensor, "batch proprio"]:
         normalized = actions.normalize(observations.proprio.double().cpu().numpy(), self.config.norm_stats["proprio"])
         return torch.from_numpy(normalized).float()
-
-    def _tokenize(self, instructions: list[str]) -> Prompts:
-        """Raises ValueError: a prompt is longer than there are places for it."""
-        for text in set(instructions) - self._prompts.keys():
-            prompt = prompt_ids(self.tokenizer, text)
-            if (length := len(prompt) - 2) > self.config.prompt_length:
-                raise ValueError(
-                    f"policy.prompt_length: {self.config.prompt_length} places, but {text!r} takes {length}; raise it"
-                )
-            self._prompts[text] = prompt
-        return pad_prompts([self._prompts[text] for text in instructions], self.config.prompt_length)

@@ -21,9 +21,9 @@ from transformers import LlamaConfig, LlamaModel
 
 from accerl.config import ConfigError
 from accerl.policies.openvla_oft import images
-from accerl.policies.openvla_oft.layout import Layout, pad_prompts
+from accerl.policies.openvla_oft.layout import Layout
 from accerl.policies.openvla_oft.model import Float32RotaryEmbedding, OpenVLAModel
-from accerl.policies.openvla_oft.tokenizer import prompt_ids
+from accerl.policies.openvla_oft.tokenizer import PromptEncoder
 
 if TYPE_CHECKING:
     from accerl.policies.openvla_oft.policy import OpenVLAOFT
@@ -52,7 +52,7 @@ class SuccessClassifier(nn.Module):
             raise ConfigError("policy: its patches are modulated by the text (FiLM); take one without")
         self._config = policy.config
         self._tokenizer = policy.tokenizer
-        self._prompts: dict[str, list[int]] = {}
+        self._encode = PromptEncoder(policy.config.prompt_length)
         self.freeze_vision = freeze_vision
         self.vision_backbone = copy.deepcopy(model.vision_backbone).requires_grad_(not freeze_vision)
         self.projector = copy.deepcopy(model.projector)
@@ -82,8 +82,7 @@ class SuccessClassifier(nn.Module):
         pixels = images.process(frames.to(device), self._config.images).to(dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_vision):
             features = self.vision_backbone(pixels)
-        prompts = pad_prompts([self._tokenize(text) for text in instructions], self._config.prompt_length)
-        prompts = prompts._replace(ids=prompts.ids.to(device), length=prompts.length.to(device))
+        prompts = self._encode(self._tokenizer, instructions, device)
         sequences = self.layout(prompts, self.projector(features), self.language_model.embed_tokens)
         states = self.language_model(
             inputs_embeds=sequences.embeddings,
@@ -111,14 +110,6 @@ class SuccessClassifier(nn.Module):
             if isinstance(module, nn.Linear | nn.LayerNorm):
                 module.reset_parameters()
         return self
-
-    def _tokenize(self, text: str) -> list[int]:
-        if text not in self._prompts:
-            prompt = prompt_ids(self._tokenizer, text)
-            if (length := len(prompt) - 2) > (places := self._config.prompt_length):
-                raise ValueError(f"policy.prompt_length: {places} places, but {text!r} takes {length}; raise it")
-            self._prompts[text] = prompt
-        return self._prompts[text]
 
 
 def first_layers(model: LlamaModel, config: LlamaConfig, num_layers: int) -> LlamaModel:

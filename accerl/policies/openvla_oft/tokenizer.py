@@ -10,12 +10,13 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from accerl.config import ConfigError
 from accerl.policies.openvla_oft.config import ACTION_TOKENS
-from accerl.policies.openvla_oft.layout import BOS, PAD, SPACE
+from accerl.policies.openvla_oft.layout import BOS, PAD, SPACE, Prompts, pad_prompts
 
 PROMPT = "In: What action should the robot take to {}?\nOut:"
 SPECIAL = ("<unk>", "<s>", "</s>")
@@ -53,6 +54,28 @@ def prompt_ids(tokenizer: Any, instruction: str) -> list[int]:
     if ids[0] != BOS:
         raise ConfigError(f"tokenizer: prompts begin with {ids[0]}, Llama 2's with {BOS} (add_bos_token=true)")
     return ids if ids[-1] == SPACE else [*ids, SPACE]
+
+
+class PromptEncoder:
+    """Instructions to padded prompts; each text is tokenized once.
+
+    Args:
+        places: for the text of a prompt.
+    """
+
+    def __init__(self, places: int):
+        self._places = places
+        self._known: dict[str, list[int]] = {}
+
+    def __call__(self, tokenizer: Any, instructions: Sequence[str], device: torch.device) -> Prompts:
+        """Raises ValueError: a prompt is longer than there are places for it."""
+        for text in set(instructions) - self._known.keys():
+            prompt = prompt_ids(tokenizer, text)
+            if (length := len(prompt) - 2) > self._places:
+                raise ValueError(f"policy.prompt_length: {self._places} places, but {text!r} takes {length}; raise it")
+            self._known[text] = prompt
+        ids, length = pad_prompts([self._known[text] for text in instructions], self._places)
+        return Prompts(ids.to(device), length.to(device))
 
 
 @lru_cache(maxsize=8)
