@@ -31,6 +31,13 @@ def test_the_check_above_notices_a_heavy_import():
     assert "mujoco" in modules_after("import accerl, mujoco")
 
 
+@pytest.mark.parametrize("role", ["rollout", "replay"])
+def test_a_process_that_plays_or_replays_loads_no_torch(role):
+    loaded = modules_after(f"import accerl.runtime.actors.{role}")
+    assert "ray" in loaded
+    assert not {"torch", "transformers", "deepspeed"} & loaded
+
+
 def imported_modules(source: str) -> set[str]:
     """Top-level modules that `source` imports anywhere, also inside functions or by a literal name."""
     found = set()
