@@ -18,7 +18,24 @@ from hypothesis import settings
 settings.register_profile("accerl", deadline=None, max_examples=60)
 settings.load_profile("accerl")
 
-STARTS_CLUSTERS = ("tests/runtime/",)
+STARTS_CLUSTERS = {
+    "tests/benchmarks/test_pipeline.py",
+    "tests/runtime/test_cluster_doctor.py",
+    "tests/runtime/test_faults.py",
+    "tests/runtime/test_namespaces.py",
+    "tests/runtime/test_nodes.py",
+    "tests/runtime/test_openvla_oft.py",
+    "tests/runtime/test_placement.py",
+    "tests/runtime/test_ranks.py",
+    "tests/runtime/test_replay_restart.py",
+    "tests/runtime/test_run.py",
+    "tests/runtime/test_scale.py",
+    "tests/runtime/test_weights_store.py",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: file_of(item.nodeid) not in STARTS_CLUSTERS)  # what waits most is begun first
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -27,6 +44,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "clusters" if nodeid.startswith(STARTS_CLUSTERS) else nodeid.partition("::")[0]
+            return "clusters" if (file := file_of(nodeid)) in STARTS_CLUSTERS else file
 
+    config.option.loadscopereorder = False  # keep that order
     return ByFile(config, log)
+
+
+def file_of(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
