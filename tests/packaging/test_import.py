@@ -31,9 +31,10 @@ def test_the_check_above_notices_a_heavy_import():
     assert "mujoco" in modules_after("import accerl, mujoco")
 
 
-@pytest.mark.parametrize("role", ["rollout", "replay"])
-def test_a_process_that_plays_or_replays_loads_no_torch(role):
-    loaded = modules_after(f"import accerl.runtime.actors.{role}")
+def test_a_process_that_plays_or_replays_loads_no_torch():
+    """Nor by the controller's handle that it has: Ray imports what a handle is of."""
+    roles = ("accerl.runtime.actors.rollout", "accerl.runtime.actors.replay", "accerl.runtime.controller")
+    loaded = modules_after(f"import {', '.join(roles)}")
     assert "ray" in loaded
     assert not {"torch", "transformers", "deepspeed"} & loaded
 
