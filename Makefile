@@ -1,5 +1,6 @@
 # Variables: PYTHON=/path/to/python (3.11 or newer), SEED=N, ARGS="..." handed to the program or to pytest,
-# EXTRAS=libero,lerobot,wm,kernels,dev of the environment, PIP_ARGS="..." handed to pip install (-vv: say what it does).
+# WORKERS=2 processes that share the tests (0: none but pytest's own), EXTRAS=libero,lerobot,wm,kernels,dev of the
+# environment, PIP_ARGS="..." handed to pip install (-vv: say what it does).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -8,6 +9,7 @@ SHELL := /bin/bash
 .PHONY: help venv system quickstart lint test clean
 
 EXTRAS ?= libero,lerobot,wm,kernels,dev
+WORKERS ?= 2
 STAMP := .venv/.complete
 BIN := .venv/bin
 GL_PACKAGES := libegl1 libegl-mesa0 libgl1-mesa-dri libgl1
@@ -56,7 +58,7 @@ lint: venv ## format, style and types, changing nothing
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test: venv system lint ## lint, then every test but the slow ones (ARGS="-m slow", ARGS=tests/rl)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 clean: ## remove .venv, caches and builds; runs/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist accerl_wm/dist accerl_ext/dist

@@ -8,10 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
 from accerl.config import RunConfig
-from accerl.rl.grpo import group_relative
 from accerl.types import Trajectory
 
 
@@ -66,6 +63,10 @@ class Groups:
         """Episodes of different tasks, one of which was given up in between, tell nothing: their advantage is 0."""
         if len({trajectory.task for trajectory in group}) > 1:
             return [replace(trajectory, advantage=0.0) for trajectory in group]
+        import torch
+
+        from accerl.rl.grpo import group_relative
+
         returns = torch.tensor([float(trajectory.reward.sum()) for trajectory in group])
         one_each = torch.ones(len(group), dtype=torch.long)
         advantage = group_relative(returns, one_each, torch.zeros_like(one_each), self._scale, self._leave_one_out)

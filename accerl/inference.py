@@ -16,17 +16,13 @@ from typing import Any, Generic, Self, TypeVar
 
 from accerl.policy_server import LocalClient, PolicyServer
 from accerl.trace import Tracer
-from accerl.window import RequestQueue, Waiting, Window
+from accerl.window import RequestQueue, ServiceClosed, Waiting, Window
 
 __all__ = ["BatchingStatistics", "InferenceService", "LocalClient", "PolicyServer", "ServiceClosed", "Window"]
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 _log = logging.getLogger(__name__)
-
-
-class ServiceClosed(RuntimeError):  # noqa: N818 - it says what happened, and it is not always a mistake
-    """The service ended before it could answer."""
 
 
 @dataclass(slots=True)

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from accerl.evaluation import SuccessRate, mean_over_tasks
 from accerl.files import read_lines
+from accerl.rates import SuccessRate, mean_over_tasks
 from accerl.types import Episode
 
 WINDOW = 100

@@ -51,6 +51,10 @@ class Waiting:
     client: str
 
 
+class ServiceClosed(RuntimeError):  # noqa: N818 - it says what happened, and it is not always a mistake
+    """The service ended before it could answer."""
+
+
 class RequestQueue:
     """The requests that wait, oldest first. Not for several threads at once; times are the caller's."""
 

@@ -18,7 +18,6 @@ import ray
 
 from accerl.admission import Admission
 from accerl.advisor import advise, readings_from
-from accerl.checkpoint import list_checkpoints, load_checkpoint
 from accerl.config import ConfigError, RunConfig
 from accerl.files import append_line
 from accerl.metrics import MetricsWriter, RunMetrics, rewind
@@ -26,14 +25,13 @@ from accerl.replay.journal import clean
 from accerl.replay.snapshot import Checkpoint
 from accerl.runtime import knobs
 from accerl.runtime.board import Board
-from accerl.runtime.crew import Crew
 from accerl.runtime.dispatcher import Dispatcher
 from accerl.runtime.failures import Failures
+from accerl.runtime.group_board import GroupBoard
 from accerl.runtime.ports import Directory
 from accerl.runtime.readings import Readings
 from accerl.runtime.run import write_status
 from accerl.runtime.supervisor import Incidents, RoleError
-from accerl.runtime.weights_group import GroupBoard
 from accerl.tasks import TaskSampler
 from accerl.types import BatchRule, Episode, EpisodePlan, Trajectory
 
@@ -42,9 +40,14 @@ FLUSH_WITHIN_S = 2.0
 
 
 class Controller:
-    """One for each run, a named Ray actor in the namespace `accerl`. Every method returns at once or awaits."""
+    """One for each run, a named Ray actor in the namespace `accerl`. Every method returns at once or awaits.
+
+    Whoever has its handle imports this module: what needs torch is imported where it is used.
+    """
 
     def __init__(self, config: RunConfig, start: Path):
+        from accerl.runtime.crew import Crew
+
         self._config = config
         self._start = start
         self._state = "starting"
@@ -290,6 +293,8 @@ class Controller:
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
+        from accerl.checkpoint import list_checkpoints, load_checkpoint
+
         written = list_checkpoints(self._config.folder / "checkpoints")
         if not written:
             return

@@ -16,10 +16,10 @@ from accerl.replay.snapshot import Checkpoint
 from accerl.runtime.board import Board
 from accerl.runtime.dispatcher import Dispatcher
 from accerl.runtime.failures import Failures
+from accerl.runtime.group_board import GroupBoard
 from accerl.runtime.placement import Roles, health
 from accerl.runtime.ports import Directory
 from accerl.runtime.supervisor import Incidents, keep_running
-from accerl.runtime.weights_group import GroupBoard
 
 ELASTIC = ("rollout", "inference", "replay")
 """Kinds that can be scaled."""

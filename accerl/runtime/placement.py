@@ -19,7 +19,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from accerl.config import ConfigError, RunConfig
 from accerl.replay.snapshot import Checkpoint
-from accerl.runtime.actors import InferenceActor, LearnerActor, RankActor, ReplayActor, RolloutActor, Wiring
+from accerl.runtime.actors.inference import InferenceActor
+from accerl.runtime.actors.learner import LearnerActor
+from accerl.runtime.actors.rank import RankActor
+from accerl.runtime.actors.replay import ReplayActor
+from accerl.runtime.actors.role import Wiring
+from accerl.runtime.actors.rollout import RolloutActor
 from accerl.runtime.requests_zmq import KeyPair
 
 KINDS: dict[str, Any] = {

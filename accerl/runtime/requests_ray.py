@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayError, RayTaskError
 
-from accerl.inference import InferenceService, ServiceClosed
 from accerl.runtime.requests import Receiver
 from accerl.runtime.wire import Answers, decode_answers, decode_requests, encode_answers, encode_requests, group_alike
 from accerl.types import Decision, DecisionRequest
+from accerl.window import ServiceClosed
+
+if TYPE_CHECKING:
+    from accerl.inference import InferenceService
 
 Message = list[Any]
 """Frames of `accerl.runtime.wire`, whose buffer Ray carries out of band."""

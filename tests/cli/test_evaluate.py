@@ -126,7 +126,7 @@ def test_killed_and_stopped_workers_cost_no_episode(policy, tmp_path):
     line = ["--policy", str(policy), "--episodes-per-task", "4", "--env.suite", "tests.cli.fakes:slow_dots"]
     undisturbed = evaluated(tmp_path / "undisturbed.json", *line)
     out = tmp_path / "e.json"
-    disturbing = ["--num-workers", "2", "--hang-s", "3", "--out", str(out)]
+    disturbing = ["--num-workers", "2", "--hang-s", "6", "--out", str(out)]
     process = subprocess.Popen(
         [sys.executable, "-m", "accerl.cli", "eval", *line, *disturbing],
         cwd=ROOT,
@@ -148,7 +148,7 @@ def test_killed_and_stopped_workers_cost_no_episode(policy, tmp_path):
     assert {task: rate["episodes"] for task, rate in content["by_task"].items()} == {"red": 4, "blue": 4}
     assert Counter(incident["kind"] for incident in content["incidents"]) == {"died": 1, "hung": 1}
     assert "a worker died: signal SIGKILL" in printed
-    assert "a worker hung: no sign of life for 3 s" in printed
+    assert "a worker hung: no sign of life for 6 s" in printed
     assert {line.split()[0]: line.split()[-1] for line in printed.splitlines() if "[" in line and "]" in line} == {
         "blue": "4",
         "red": "4",

@@ -1,6 +1,5 @@
 import json
 import signal
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -233,11 +232,9 @@ def test_an_interruption_ends_the_commands_that_run(monkeypatch):
 
     monkeypatch.setattr(processes.subprocess, "Popen", start)
     monkeypatch.setattr(processes, "time", SimpleNamespace(sleep=interrupt))
-    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         processes.run_commands([["doctor"], ["doctor"]], at_once=2)
     assert [process.returncode for process in started] == [-signal.SIGTERM] * 2
-    assert time.monotonic() - began < processes.STOP_WITHIN_S
 
 
 @pytest.mark.usefixtures("in_an_empty_folder")

@@ -31,6 +31,14 @@ def test_the_check_above_notices_a_heavy_import():
     assert "mujoco" in modules_after("import accerl, mujoco")
 
 
+def test_a_process_that_plays_or_replays_loads_no_torch():
+    """Nor by the controller's handle that it has: Ray imports what a handle is of."""
+    roles = ("accerl.runtime.actors.rollout", "accerl.runtime.actors.replay", "accerl.runtime.controller")
+    loaded = modules_after(f"import {', '.join(roles)}")
+    assert "ray" in loaded
+    assert not {"torch", "transformers", "deepspeed"} & loaded
+
+
 def imported_modules(source: str) -> set[str]:
     """Top-level modules that `source` imports anywhere, also inside functions or by a literal name."""
     found = set()

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.multiprocessing as multiprocessing
 from safetensors.torch import save_file
 
 from accerl.checkpoint import flatten_optimizer, unflatten_optimizer
@@ -19,6 +18,7 @@ from accerl.learner import Learner
 from accerl.mixed import MixedEngine
 from accerl.packing import pack
 from accerl.types import Batch
+from tests.forked import run_forked
 from tests.roles.fakes import tiny_policy, trajectory
 
 LEARNER: dict[str, Any] = {"policy_lr": 1e-4, "value_lr": 3e-4, "value_warmup_updates": 1, "warmup_updates": 2}
@@ -64,7 +64,7 @@ def run_ranks(
     """Train from the state in `folder`, if there is one, and leave what came out there."""
     (folder / "store").unlink(missing_ok=True)
     arguments = (num_ranks, str(folder), updates, learner, objective, start)
-    multiprocessing.start_processes(_rank, arguments, nprocs=num_ranks, start_method="spawn")
+    run_forked(_rank, arguments, num_ranks)
 
 
 def _rank(

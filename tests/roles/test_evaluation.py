@@ -10,15 +10,9 @@ from hypothesis import strategies as st
 
 from accerl.config import EnvConfig, InferenceConfig
 from accerl.envs import make_env
-from accerl.evaluation import (
-    SuccessRate,
-    evaluate,
-    mean_over_tasks,
-    plan_episodes,
-    shuffle_instructions,
-    wilson,
-)
+from accerl.evaluation import evaluate, plan_episodes, shuffle_instructions
 from accerl.inference import PolicyServer
+from accerl.rates import SuccessRate, mean_over_tasks, wilson
 from accerl.types import Episode, EpisodePlan
 from tests.roles.fakes import INSTRUCTIONS, tiny_policy
 

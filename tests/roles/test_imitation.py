@@ -145,5 +145,7 @@ def test_micro_batches_give_the_same_policy():
         for policy, size in zip(policies, (None, 2), strict=True)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    for whole, split in zip(policies[0].parameters(), policies[1].parameters(), strict=True):
+    for (name, whole), split in zip(policies[0].named_parameters(), policies[1].parameters(), strict=True):
+        if name.endswith("key_value.bias"):  # that of keys changes no attention: what the optimizer sees is rounding
+            whole, split = whole.chunk(2)[1], split.chunk(2)[1]
         torch.testing.assert_close(whole, split, atol=1e-5, rtol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -38,12 +39,19 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def start_run(start: Path, tmp_path: Path) -> Iterator[Callable[..., Run]]:
     """Launches runs on `dots` with overrides; what is still alive after the test is stopped."""
+    with launching(start, tmp_path) as launch_one:
+        yield launch_one
+
+
+@contextmanager
+def launching(start: Path, root: Path) -> Iterator[Callable[..., Run]]:
+    """As `start_run`, for as long as is wanted."""
     launched: list[Run] = []
 
     def launch_one(overrides: dict | None = None, resume: bool = False, **options) -> Run:
         fields = {
             "name": "run",
-            "root": tmp_path,
+            "root": root,
             "env": DOTS.model_dump(),
             "policy.checkpoint": start,
             "objective.time_limit": "failure",
@@ -61,9 +69,11 @@ def start_run(start: Path, tmp_path: Path) -> Iterator[Callable[..., Run]]:
         launched.append(run)
         return run
 
-    yield launch_one
-    for run in launched:
-        run.stop()
+    try:
+        yield launch_one
+    finally:
+        for run in launched:
+            run.stop()
 
 
 def broken_env(config: EnvConfig, tasks: tuple[str, ...]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -15,10 +14,10 @@ from tests.runtime.test_run import wait_for
 StartRun = Callable[..., Run]
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalCluster]:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """A head, to which this process and its children can connect."""
-    with LocalCluster(tmp_path) as cluster:
+    with LocalCluster(tmp_path_factory.mktemp("cluster")) as cluster, pytest.MonkeyPatch.context() as monkeypatch:
         for name, value in cluster.environment.items():
             monkeypatch.setenv(name, value)
         yield cluster
@@ -49,6 +48,7 @@ def test_a_run_spans_nodes_and_requests_cross_between_them_over_tcp(cluster: Loc
     assert run.status()["state"] == "finished"
     assert run.incidents() == []
     assert run.metrics()[-1]["discarded_decisions"] == 0
+    cluster.remove(other)
 
 
 def test_a_node_that_dies_takes_only_its_own_roles_and_they_go_on_elsewhere(
@@ -57,6 +57,7 @@ def test_a_node_that_dies_takes_only_its_own_roles_and_they_go_on_elsewhere(
     other = cluster.add()
     run = start_run(
         {
+            "name": "lossy",
             "cluster.address": cluster.address,
             "rollout.num_workers": 2,
             "rollout.slots_per_worker": 8,
@@ -64,13 +65,13 @@ def test_a_node_that_dies_takes_only_its_own_roles_and_they_go_on_elsewhere(
         }
     )
     wait_for(run, lambda status: status.get("updates", 0) >= 5)
-    lost = {name.removeprefix("run/") for name, (node, _) in cluster.actors().items() if node == other}
+    lost = {name.removeprefix("lossy/") for name, (node, _) in cluster.actors().items() if node == other}
     assert lost, "nobody was there"
 
     cluster.remove(other)
     wait_for(run, lambda _: {incident["role"] for incident in run.incidents()} == lost)
     before = run.status()
-    wait_for(run, lambda status: status["updates"] > before["updates"] and len(cluster.endpoints("run")) == 2)
+    wait_for(run, lambda status: status["updates"] > before["updates"] and len(cluster.endpoints("lossy")) == 2)
     wait_for(run, lambda _: lost <= node_of_role(cluster).keys())
     assert {node_of_role(cluster)[name] for name in lost} == {cluster.head}
     ends = [incident["role"] for incident in run.incidents() if incident["what"] == "its process ended"]
@@ -83,7 +84,7 @@ def test_a_node_that_dies_takes_only_its_own_roles_and_they_go_on_elsewhere(
 
 def node_of_role(cluster: LocalCluster) -> dict[str, str]:
     """Of the roles that live at this moment."""
-    return {name.removeprefix("run/"): node for name, (node, _) in cluster.actors().items()}
+    return {name.removeprefix("lossy/"): node for name, (node, _) in cluster.actors().items()}
 
 
 def ports_of(process: int) -> set[int]:

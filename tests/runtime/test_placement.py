@@ -14,16 +14,7 @@ from accerl.config import ConfigError, RunConfig, merge
 from accerl.replay.snapshot import Checkpoint
 from accerl.runtime import placement
 from accerl.runtime.placement import Roles, shared_gpus, total_gpus
-
-
-class Somebody:
-    """In the place of every role: says which devices it was given."""
-
-    def __init__(self, *_: Any):
-        self._gpus = ray.get_runtime_context().get_accelerator_ids()["GPU"]
-
-    async def health(self) -> list[str]:
-        return self._gpus
+from tests.runtime.somebody import Somebody
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ import pytest
 from accerl import trajectories
 from accerl.config import RunConfig, merge
 from accerl.replay.snapshot import Checkpoint
-from accerl.runtime.actors import ReplayActor, Wiring
+from accerl.runtime.actors.replay import ReplayActor
+from accerl.runtime.actors.role import Wiring
 from accerl.types import Trajectory
 from tests.roles.fakes import trajectory
 from tests.roles.test_replay_orders import segment

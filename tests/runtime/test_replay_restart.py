@@ -11,6 +11,7 @@ from accerl.runtime.run import Run
 from tests.runtime.test_run import processes_of, wait_for
 
 StartRun = Callable[..., Run]
+LOOKS = 8
 HELD = ("replay_decisions", "replay_unused", "replay_lent", "discarded_decisions")
 
 
@@ -19,7 +20,7 @@ def test_a_killed_shard_comes_back_with_what_it_held(start_run: StartRun) -> Non
     wait_for(run, lambda status: status.get("updates", 0) >= 3)
     run.pause()
     before = settled(run)
-    wait_for(run, lambda _: len(snapshots(run)) == 1 and state(run)["sums"]["pushed_decisions"] > 0)
+    wait_for(run, lambda _: is_saved(run))
     victim = next(process for process in processes_of(run) if "ray::ReplayActor" in " ".join(process.cmdline()))
     victim.kill()
     wait_for(run, lambda _: bool(run.incidents()))
@@ -48,15 +49,24 @@ def test_a_resumed_run_begins_with_what_its_replay_held(start_run: StartRun) -> 
 
 
 def settled(run: Run) -> dict[str, Any]:
-    """What lies in the replay of a paused run, once that changes no more."""
-    before: dict[str, Any] | None = None
-    while True:
-        run.checkpoint()  # after the update at hand
+    """What lies in the replay of a paused run, once that has stayed the same for longer than a batch has parts."""
+    same: list[dict[str, Any]] = []
+    while len(same) < LOOKS:
+        run.checkpoint()  # after the part of a batch at hand
         health = run.health()
         now = {name: health[name] for name in HELD}
-        if now == before and not health["episodes_in_flight"]:
-            return now
-        before = now
+        is_settled = not health["episodes_in_flight"] and all(now == before for before in same)
+        same = [*same, now] if is_settled else []
+    return same[0]
+
+
+def is_saved(run: Run) -> bool:
+    """The newest snapshot has all that was played; one may have been under way when the run was paused."""
+    run.checkpoint()
+    try:
+        return state(run)["sums"]["pushed_decisions"] == run.health()["decisions"]
+    except (FileNotFoundError, IndexError):  # there is none yet, or another has just taken its place
+        return False
 
 
 def snapshots(run: Run) -> list[Path]:

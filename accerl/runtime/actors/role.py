@@ -13,7 +13,6 @@ from typing import Any
 
 import ray
 
-from accerl.checkpoint import load_policy
 from accerl.config import RunConfig
 from accerl.policies import empty_policy
 from accerl.protocols import Policy
@@ -47,6 +46,8 @@ class Wiring:
     def make_policy(self, config: RunConfig) -> Policy:
         """A policy for the learner's weights; with those of the start only where the learner does not send all."""
         if config.weights.trainable_only:
+            from accerl.checkpoint import load_policy
+
             return load_policy(self.start)
         return empty_policy(self.policy, config.inference.device)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-
-import torch
 
 from accerl.calls import Calls, LostCall, bound, lost_calls
 from accerl.config import RunConfig
@@ -25,7 +24,7 @@ class RolloutActor(Role):
 
     def __init__(self, config: RunConfig, index: int, wiring: Wiring):
         super().__init__(config, f"rollout-{index}")
-        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"  # for an environment that computes in torch
         self._config = config
         self._index = index
         self._wiring = wiring

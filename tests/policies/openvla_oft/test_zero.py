@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
+
+from tests.forked import run_forked
 
 UPDATES = 2
 
@@ -60,7 +61,7 @@ def test_what_deepspeed_casts_trains_with_exact_rotary_angles(
     dtype: str, lora_rank: int, frozen: bool, tmp_path: Path
 ) -> None:
     arguments = (str(tmp_path), dtype, lora_rank, frozen)
-    multiprocessing.start_processes(train_one_rank, arguments, nprocs=1, start_method="spawn")
+    run_forked(train_one_rank, arguments, 1)
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["types"] == [f"torch.{dtype}"]
     assert found["frequencies"] == ["torch.float32"]
