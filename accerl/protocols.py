@@ -75,6 +75,21 @@ class StatefulEnv(Env, Protocol):
         ...
 
 
+class AsyncEnv(Protocol):
+    """An environment that waits for others instead of computing, so that many wait at once: `Env` with coroutines."""
+
+    @property
+    def spec(self) -> EnvSpec: ...
+
+    async def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]: ...
+
+    async def step_chunk(self, actions: np.ndarray, on_step: Callable[[], None] | None = None) -> ChunkResult: ...
+
+    def close(self) -> None: ...
+
+
 class Expert(Protocol):
     """A scripted demonstrator with access to the simulator's state."""
 
