@@ -28,7 +28,7 @@ class ObservationModel(Protocol):
 
         Args:
             past: seen at each decision of the history [batch, history, ...]; the last is the present one. Its memory is
-                what this method gave for the present one, or None.
+                what this method gave for the present one or, where an imagination starts, an `Origin`.
             actions: in [-1, 1], executed after each of these; the last are those whose outcome is asked for.
         """
         ...

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float32, UInt8
 from torch import Tensor
@@ -22,8 +23,8 @@ class Frames:
     images: UInt8[Tensor, "*batch camera height width 3"]
     proprio: Float32[Tensor, "*batch proprio"]
     memory: Sequence[Any] | None = None
-    """Of each row, at the last decision: whatever the model that predicted it wants back with the next question, such
-    as a simulator's state. Opaque to everybody else; None: nothing is known but what is seen."""
+    """Of each row, at the last decision: whatever the model that predicted it wants back with the next question; where
+    an imagination starts, the `Origin` of what is seen there. None: nothing is known but what is seen."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -34,6 +35,15 @@ class Frames:
 
     def to(self, device: torch.device | str) -> Frames:
         return Frames(images=self.images.to(device), proprio=self.proprio.to(device), memory=self.memory)
+
+
+class Origin(NamedTuple):
+    """Where a real moment came from."""
+
+    state: UInt8[np.ndarray, " byte"] | None
+    """Of the simulator at an earlier decision, as `accerl.envs.state` packs it; None: it was not kept."""
+    played: Float32[np.ndarray, "decision chunk action"]
+    """What was executed since."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
