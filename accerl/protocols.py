@@ -27,6 +27,8 @@ from accerl.types import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from accerl.policy_server import PolicyServer
+
 
 @runtime_checkable
 class Env(Protocol):
@@ -182,6 +184,23 @@ class TrajectorySource(Protocol):
 
     def confirm(self, batch: int) -> None:
         """Every batch up to this one was trained on. Never waits."""
+        ...
+
+
+class ImaginedSource(Protocol):
+    """imagination -> learner, beside `accerl.runtime.inline`."""
+
+    @property
+    def share(self) -> float:
+        """Of the decisions of a batch."""
+        ...
+
+    def observe(self, trajectory: Trajectory) -> None:
+        """A real one, to learn and to start from."""
+        ...
+
+    def sample(self, num_decisions: int, batch: int, server: PolicyServer) -> Sequence[Trajectory]:
+        """Imagined segments with at least so many decisions in all, by the policy that `server` has."""
         ...
 
 

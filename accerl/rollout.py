@@ -106,8 +106,10 @@ class RolloutWorker:
         made.append(self._make_env())
 
     async def _play(self, env: Env | AsyncEnv, stage: _Stage, plan: EpisodePlan, seed: int, origin: str) -> None:
-        env = cast(Any, env)  # a call of which is waited for or not
-        observation, info = await stage.step(lambda: env.reset(seed=seed % 2**31, options=options_of(plan)), plan.task)
+        called: Any = env  # what it returns is waited for or not
+        observation, info = await stage.step(
+            lambda: called.reset(seed=seed % 2**31, options=options_of(plan)), plan.task
+        )
         observation = instruct(observation, plan)
         step = info.get("episode_step", 0)
         segment = _Segment(plan, observation, step, origin, await self._state(env, stage, plan))
@@ -122,7 +124,7 @@ class RolloutWorker:
             )
             with self._tracer.span("wait", stage.lane):
                 decision = await self._client.act(request)
-            result = await stage.step(lambda action=decision.action: env.step_chunk(action), plan.task)
+            result = await stage.step(lambda action=decision.action: called.step_chunk(action), plan.task)
             observation = instruct(result.observation, plan)
             step += 1
             totals += (result.reward, 1, result.num_env_steps)

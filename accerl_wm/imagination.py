@@ -140,7 +140,6 @@ class Imagination:
     """Many imaginations side by side in one process: the policy and the models answer all that wait in one batch.
 
     Args:
-        server: the policy, with the newest weights it was given.
         spec: of the real environment.
     """
 
@@ -148,7 +147,6 @@ class Imagination:
         self,
         world: WorldModel,
         starts: Starts,
-        server: PolicyServer,
         spec: EnvSpec,
         config: ImaginationConfig,
         discount: float,
@@ -158,7 +156,6 @@ class Imagination:
         """All that were imagined."""
         self._world = world
         self._starts = starts
-        self._server = server
         self._spec = spec
         self._config = config
         self._discount = discount
@@ -168,14 +165,17 @@ class Imagination:
         self._trajectories: list[Trajectory] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="imagination")
 
-    def imagine(self, num_decisions: int) -> Sequence[Trajectory]:
-        """Trajectories with at least so many decisions in all; from any thread, with an event loop or without."""
-        return self._thread.submit(self._imagine, num_decisions).result()
+    def imagine(self, num_decisions: int, server: PolicyServer) -> Sequence[Trajectory]:
+        """Trajectories with at least so many decisions in all, by the newest weights that `server` has.
+
+        From any thread, whether an event loop runs in it or not.
+        """
+        return self._thread.submit(self._imagine, num_decisions, server).result()
 
     def close(self) -> None:
         self._thread.shutdown()
 
-    def _imagine(self, num_decisions: int) -> Sequence[Trajectory]:
+    def _imagine(self, num_decisions: int, server: PolicyServer) -> Sequence[Trajectory]:
         self._trajectories, self._wanted = [], num_decisions
         models: LocalBatches[Question, Imagined] = LocalBatches(self._world.answer)
         worker = RolloutWorker(
@@ -184,7 +184,7 @@ class Imagination:
                 self._spec, self._starts, models, self._world.history, self._config, self._discount
             ),
             config=RolloutConfig(slots_per_worker=self._config.slots),
-            client=LocalClient(self._server),
+            client=LocalClient(server),
             sink=self,
             tasks=self,
             seed=self._seed,

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from accerl.config import EnvConfig, InferenceConfig, RolloutConfig
+from accerl.config import RolloutConfig
 from accerl.envs import make_env
 from accerl.packing import pack
-from accerl.policies.tiny_vla import TinyVLA, TinyVLAConfig
-from accerl.policy_server import LocalClient, PolicyServer
+from accerl.policy_server import LocalClient
 from accerl.protocols import StatefulEnv
 from accerl.rollout import RolloutWorker
 from accerl.types import Episode, EpisodePlan, Trajectory
@@ -25,21 +24,7 @@ from accerl_wm.imagination import Imagination, ImaginedEnv
 from accerl_wm.oracle import Oracle, OracleReward
 from accerl_wm.types import Frames
 from accerl_wm.world import Imagined, Question, WorldModel
-
-DOTS = EnvConfig(
-    suite="dots", tasks=("red", "blue"), image_size=16, chunk_length=2, steps_per_action=2, max_decisions=8
-)
-SPEC = make_env(DOTS).spec
-
-
-def policy() -> TinyVLA:
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"width": 32, "num_layers": 1, "vocabulary": ("blue", "dot", "go", "red", "the", "to")}
-    return TinyVLA(
-        TinyVLAConfig(
-            image_size=16, num_cameras=1, proprio_dim=2, action_dim=2, chunk_length=2, max_decisions=8, **sizes
-        )
-    )
+from tests.wm.scenes import DOTS, SPEC, server
 
 
 class Gathered:
@@ -66,7 +51,7 @@ def real() -> list[Trajectory]:
     """Whole episodes of a random policy, four a task, with the simulator's states."""
     gathered = Gathered([EpisodePlan(task=task, seed=seed) for seed in range(4) for task in DOTS.tasks])
     config = RolloutConfig(slots_per_worker=2, keep_state=True)
-    client = LocalClient(PolicyServer(policy(), InferenceConfig()))
+    client = LocalClient(server())
     asyncio.run(RolloutWorker("real", lambda: make_env(DOTS), config, client, gathered, gathered, seed=0).run())
     return gathered.trajectories
 
@@ -83,9 +68,7 @@ def oracle() -> Oracle:
 
 
 def imagination(world: WorldModel, starts: FrameBuffer, **config: Any) -> Imagination:
-    return Imagination(
-        world, starts, PolicyServer(policy(), InferenceConfig()), SPEC, ImaginationConfig(**config), discount=0.9
-    )
+    return Imagination(world, starts, SPEC, ImaginationConfig(**config), discount=0.9)
 
 
 class Asked:
@@ -185,7 +168,7 @@ def test_the_oracle_says_what_it_misses(real):
 
 def test_imagined_trajectories_look_like_real_ones(starts, real):
     made = imagination(WorldModel(oracle(), OracleReward()), starts, horizon=3, slots=4)
-    imagined = made.imagine(40)
+    imagined = made.imagine(40, server())
     assert sum(trajectory.num_decisions for trajectory in imagined) >= 40
     assert {trajectory.task for trajectory in imagined} == {"red", "blue"}
     for trajectory in imagined:
@@ -202,14 +185,16 @@ def test_imagined_trajectories_look_like_real_ones(starts, real):
 
 
 def test_what_is_cut_at_the_horizon_bootstraps_even_where_a_time_limit_is_a_failure(starts):
-    imagined = imagination(WorldModel(Drift(), Brightness()), starts, horizon=2, threshold=0.999).imagine(30)
+    imagined = imagination(WorldModel(Drift(), Brightness()), starts, horizon=2, threshold=0.999).imagine(30, server())
     cut = [trajectory for trajectory in imagined if not trajectory.ended]
     assert cut
     assert not pack(cut, chunk_length=2, time_limit_bootstraps=False).terminal.any()
 
 
 def test_the_same_seed_imagines_the_same(starts):
-    first, second = (imagination(WorldModel(Drift(), Brightness()), starts, slots=3).imagine(20) for _ in range(2))
+    first, second = (
+        imagination(WorldModel(Drift(), Brightness()), starts, slots=3).imagine(20, server()) for _ in range(2)
+    )
     for one, other in zip(first, second, strict=True):
         assert np.array_equal(one.images, other.images) and np.array_equal(one.reward, other.reward)
 
@@ -260,5 +245,5 @@ def test_many_imaginations_share_a_batch_of_predictions(starts):
             sizes.append(len(past))
             return super().predict(past, actions)
 
-    imagination(WorldModel(Counted(), Brightness()), starts, slots=8, horizon=4, threshold=0.999).imagine(200)
+    imagination(WorldModel(Counted(), Brightness()), starts, slots=8, horizon=4, threshold=0.999).imagine(200, server())
     assert np.median(sizes) == 8
