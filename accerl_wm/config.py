@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from accerl.config import Fraction, Positive, Section
+from accerl.config import Fraction, NonNegative, Positive, PositiveFloat, Section
 
 
 class ImaginationConfig(Section):
@@ -31,3 +31,52 @@ class ImaginationConfig(Section):
     """Of the replay of imagined trajectories."""
     max_reuse: Positive = 4
     """Times that an imagined decision may be trained on."""
+
+
+class ObservationTraining(Section):
+    """Of the observation model."""
+
+    updates: Positive = 3000
+    """Optimizer steps."""
+    batch_size: Positive = 32
+    """Windows in a step, of the first of `steps`; longer ones are fewer, so that a step costs about as much."""
+    steps: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 1, 2, 4)
+    """Decisions predicted on the model's own outputs, one after the other over the training, each for as long."""
+    ending: Fraction = 0.25
+    """Share of the windows that end with their episode, where contact and success are."""
+    lr: PositiveFloat = 2e-3
+    """Peak of the learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW's."""
+    warmup_updates: NonNegative = 50
+    """Updates over which the learning rate rises."""
+    device: str = "cpu"
+    """Torch device."""
+    seed: NonNegative = 0
+    """Of the weights and the windows."""
+
+
+class RewardTraining(Section):
+    """Of the reward model."""
+
+    updates: Positive = 1500
+    """Optimizer steps."""
+    batch_size: Positive = 64
+    """Frames in a step."""
+    success_share: Fraction = 0.5
+    """Share of the frames that end an episode; the others are drawn at random. Probabilities are calibrated afterwards
+    on frames as they come."""
+    focus: Annotated[float, Field(ge=0)] = 1.0
+    """Gamma of the focal loss: how little frames count that are told apart already; 0: cross-entropy."""
+    label_noise: Annotated[float, Field(ge=0, lt=0.5)] = 0.01
+    """Share of the labels that are taken to be wrong."""
+    lr: PositiveFloat = 1e-3
+    """Peak of the learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """AdamW's."""
+    warmup_updates: NonNegative = 50
+    """Updates over which the learning rate rises."""
+    device: str = "cpu"
+    """Torch device."""
+    seed: NonNegative = 0
+    """Of the weights and the frames."""

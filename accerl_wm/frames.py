@@ -109,7 +109,7 @@ class FrameBuffer:
     """
 
     def __init__(self, chunk_length: int, max_bytes: int | None = None, held_out: float = 0.1):
-        self._chunk_length = chunk_length
+        self.chunk_length = chunk_length
         self._max_bytes = max_bytes
         self._held_out = held_out
         self._order: deque[tuple[bool, str]] = deque()  # of the episodes as they came
@@ -132,10 +132,10 @@ class FrameBuffer:
             ValueError: frames are too far apart.
         """
         for episode in episodes:
-            if self._chunk_length % episode.every:
+            if self.chunk_length % episode.every:
                 raise ValueError(
                     f"demos.draw_every: {episode.every} actions from frame to frame do not meet decisions of "
-                    f"{self._chunk_length}; record with a divisor of env.chunk_length"
+                    f"{self.chunk_length}; record with a divisor of env.chunk_length"
                 )
             self._num_seen[episode.task] += 1
             number = self._num_seen[episode.task]
@@ -151,11 +151,20 @@ class FrameBuffer:
         return [episode for episodes in self._episodes[held_out].values() for episode in episodes]
 
     def windows(
-        self, batch: int, time: int, history: int, generator: np.random.Generator, held_out: bool = False
+        self,
+        batch: int,
+        time: int,
+        history: int,
+        generator: np.random.Generator,
+        held_out: bool = False,
+        ending: float = 0.0,
     ) -> Windows:
         """Windows of `time` decisions at random: tasks alike, then episodes, then the frame that they begin with.
 
         The first `history - 1` decisions may lie before the episode, where its first frame is repeated.
+
+        Args:
+            ending: share of the windows whose last decision is the one in which their episode ends.
 
         Raises:
             ValueError: no episode is there.
@@ -167,18 +176,8 @@ class FrameBuffer:
         for _ in range(batch):
             episodes = by_task[generator.integers(len(by_task))]
             episode = episodes[generator.integers(len(episodes))]
-            cut.append(self._window(episode, time, history, generator))
+            cut.append(self._window(episode, time, history, generator, generator.random() < ending))
         return stack(cut)
-
-    def held_out_windows(self, time: int, history: int) -> list[Windows]:
-        """Of each episode that is held out and long enough, its first `time` decisions, after a history of copies."""
-        generator = np.random.default_rng(0)
-        first = -(history - 1) * self._chunk_length
-        return [
-            cut_window(episode, first, time + history - 1, self._chunk_length, generator)
-            for episode in self.episodes(held_out=True)
-            if num_decisions(episode, self._chunk_length) >= time
-        ]
 
     def start(self, task: str, history: int, generator: np.random.Generator, near_success: float = 0.0) -> Start:
         """A moment of an episode of `task` in which a decision was due, but not its last one.
@@ -196,17 +195,23 @@ class FrameBuffer:
         if generator.random() < near_success and (succeeded := [each for each in episodes if each.success]):
             episodes, first_share = succeeded, 0.75
         episode = episodes[generator.integers(len(episodes))]
-        last = num_decisions(episode, self._chunk_length) - 1
+        last = num_decisions(episode, self.chunk_length) - 1
         return cut_start(
-            episode, int(generator.integers(int(first_share * last), last + 1)), history, self._chunk_length
+            episode, int(generator.integers(int(first_share * last), last + 1)), history, self.chunk_length
         )
 
-    def _window(self, episode: RealEpisode, time: int, history: int, generator: np.random.Generator) -> Windows:
+    def _window(
+        self, episode: RealEpisode, time: int, history: int, generator: np.random.Generator, is_ending: bool
+    ) -> Windows:
         """From a decision before the episode, or from any frame of it that leaves room."""
-        last = max(0, self._chunk_length * (num_decisions(episode, self._chunk_length) - time))
+        if is_ending:
+            left = int(generator.integers(self.chunk_length // episode.every)) * episode.every
+            end = len(episode.action) + left
+            return cut_window(episode, end - time * self.chunk_length, time, self.chunk_length, generator)
+        last = max(0, self.chunk_length * (num_decisions(episode, self.chunk_length) - time))
         number = int(generator.integers(1 - history, last // episode.every + 1))
-        first = number * (episode.every if number > 0 else self._chunk_length)
-        return cut_window(episode, first, time, self._chunk_length, generator)
+        first = number * (episode.every if number > 0 else self.chunk_length)
+        return cut_window(episode, first, time, self.chunk_length, generator)
 
 
 def num_decisions(episode: RealEpisode, chunk_length: int) -> int:
