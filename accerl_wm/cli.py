@@ -39,6 +39,8 @@ class TrainOptions(DataOptions):
     """Family of the observation model: the most likely picture in one pass, or one of the possible ones in a few."""
     history: Positive = 2
     """Decisions that it looks back on."""
+    window: Positive | None = None
+    """Side in pixels, a multiple of 8, of the square around the body in which pictures change; none: all of it."""
     num_threads: Positive = 1
     """Torch threads on a CPU."""
     observation: ObservationTraining = ObservationTraining()
@@ -159,16 +161,19 @@ def new_models(options: TrainOptions, frames: FrameBuffer) -> tuple[TrainableObs
     num_cameras, image_size = episodes[0].images.shape[1:3]
     summary = summarize(np.concatenate([episode.proprio for episode in episodes]))
     scene = {"image_size": image_size, "num_cameras": num_cameras, "proprio_dim": episodes[0].proprio.shape[1]}
-    observing = observation.build(
-        {
-            "kind": options.kind,
-            **scene,
-            "history": options.history,
-            "action_dim": episodes[0].action.shape[1],
-            "chunk_length": frames.chunk_length,
-            "proprio_bounds": list(zip(summary["q01"], summary["q99"], strict=True)),
-        }
-    )
+    config = {
+        "kind": options.kind,
+        **scene,
+        "history": options.history,
+        "window": options.window,
+        "action_dim": episodes[0].action.shape[1],
+        "chunk_length": frames.chunk_length,
+        "proprio_bounds": list(zip(summary["q01"], summary["q99"], strict=True)),
+    }
+    try:
+        observing = observation.build(config)
+    except ValueError as error:
+        raise ConfigError(f"window: {' '.join(str(error).split())}") from None
     words = sorted({word for episode in episodes for word in episode.instruction.lower().split()})
     return observing, reward.build({"kind": "convolutional", **scene, "vocabulary": words})
 
@@ -195,7 +200,7 @@ COMMANDS: dict[str, Command[Any]] = {
         ),
         Command(
             name="wm eval",
-            summary="Measure a world model on episodes that it has not seen: drift, recognition of success, film strip.",
+            summary="Measure a world model on unseen episodes: drift, recognition of success, film strip.",
             options=EvalOptions,
             run=evaluate,
             examples=(("the held-out tenth", "accerl wm eval --world-model worlds/first --demos data/quiet"),),

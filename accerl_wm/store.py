@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from accerl.config import ConfigError
@@ -66,7 +67,7 @@ def _filled(build: Any, folder: Path, name: str, device: torch.device | str) -> 
     try:
         model = build(json.loads((folder / f"{name}.json").read_text()))
         model.load_state_dict(load_file(folder / f"{name}.safetensors"))
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"world_model: {folder / name} cannot be read ({reason}); train it again") from None
     return model.to(device).train(False)
