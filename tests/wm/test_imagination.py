@@ -17,33 +17,14 @@ from accerl.packing import pack
 from accerl.policy_server import LocalClient
 from accerl.protocols import StatefulEnv
 from accerl.rollout import RolloutWorker
-from accerl.types import Episode, EpisodePlan, Trajectory
+from accerl.types import EpisodePlan, Trajectory
 from accerl_wm.config import ImaginationConfig
 from accerl_wm.frames import FrameBuffer, of_trajectory
 from accerl_wm.imagination import Imagination, ImaginedEnv
 from accerl_wm.oracle import Oracle, OracleReward
 from accerl_wm.types import Frames
 from accerl_wm.world import Imagined, Question, WorldModel
-from tests.wm.scenes import DOTS, SPEC, server
-
-
-class Gathered:
-    """Sink and tasks of a worker."""
-
-    def __init__(self, plans: Sequence[EpisodePlan]):
-        self.plans = list(plans)
-        self.trajectories: list[Trajectory] = []
-
-    async def put(self, trajectory: Trajectory) -> None:
-        self.trajectories.append(trajectory)
-
-    async def next_episode(self) -> EpisodePlan | None:
-        return self.plans.pop(0) if self.plans else None
-
-    async def report(self, episode: Episode) -> None: ...
-
-    async def fail(self, plan: EpisodePlan, error: Exception) -> None:
-        raise error
+from tests.wm.scenes import DOTS, SPEC, Gathered, server
 
 
 @pytest.fixture(scope="module")
