@@ -25,6 +25,7 @@ from accerl.statistics import summarize
 from accerl.types import Array
 
 FORMAT = 1
+LAST = ("last_images", "last_proprio")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,9 @@ class Demonstration:
     action: Float32[Array, "time action"]
     """In [-1, 1]; the first of them, and every `every`-th, was taken at an observation that is kept."""
     every: int = 1
+    last_images: UInt8[Array, "camera height width 3"] | None = None
+    """After the last action: what success looks like. None: the data set has none."""
+    last_proprio: Float32[Array, " proprio"] | None = None
 
 
 def single_action(env: EnvConfig, config: DemosConfig) -> EnvConfig:
@@ -107,12 +111,19 @@ def write_shard(
     arrays = {
         name: np.concatenate([getattr(d, name) for d in demonstrations]) for name in ("images", "proprio", "action")
     }
-    save_file(arrays, shard)
+    save_file(arrays | last_observations(demonstrations), shard)
     episodes = [
         {**facts, "task": d.task, "instruction": d.instruction, "length": len(d.action)}
         for d, facts in zip(demonstrations, known or [{}] * len(demonstrations), strict=True)
     ]
     write_shard_index(shard, episodes)
+
+
+def last_observations(demonstrations: Sequence[Demonstration]) -> dict[str, Array]:
+    """A row an episode; nothing unless every one has its last observation."""
+    if any(d.last_images is None or d.last_proprio is None for d in demonstrations):
+        return {}
+    return {name: np.stack([getattr(d, name) for d in demonstrations]) for name in LAST}
 
 
 def write_shard_index(shard: Path, episodes: Sequence[Mapping[str, Any]]) -> None:
@@ -182,7 +193,8 @@ def read_shard(folder: Path, shard: Mapping[str, Any], every: int) -> Iterator[D
     first_action = first_frame = 0
     with safe_open(folder / shard["file"], framework="numpy") as arrays:
         columns = {name: arrays.get_slice(name) for name in ("images", "proprio", "action")}
-        for episode in shard["episodes"]:
+        last = {name: arrays.get_slice(name) for name in LAST if name in arrays.keys()}  # noqa: SIM118 - no mapping
+        for row, episode in enumerate(shard["episodes"]):
             actions = slice(first_action, first_action + episode["length"])
             frames = slice(first_frame, first_frame + num_frames(episode["length"], every))
             first_action, first_frame = actions.stop, frames.stop
@@ -193,6 +205,7 @@ def read_shard(folder: Path, shard: Mapping[str, Any], every: int) -> Iterator[D
                 proprio=columns["proprio"][frames],
                 action=columns["action"][actions],
                 every=every,
+                **{name: column[row] for name, column in last.items()},
             )
 
 
@@ -219,4 +232,6 @@ def _play(env: Env, expert: Expert, task: str, seed: int, every: int) -> Demonst
         proprio=np.stack(proprio),
         action=np.stack(actions),
         every=every,
+        last_images=observation["images"],
+        last_proprio=observation["proprio"],
     )

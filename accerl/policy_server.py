@@ -7,8 +7,9 @@ import contextlib
 import copy
 import threading
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from accerl.config import ConfigError, InferenceConfig
 from accerl.protocols import Policy
 from accerl.trace import Tracer
 from accerl.types import Decision, DecisionRequest, ObservationBatch, Weights
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
 
 
 class VersionNotKept(LookupError):  # noqa: N818 - it says what is the matter
@@ -151,34 +155,46 @@ class PolicyServer:
 
 
 class LocalClient:
-    """Answers the requests of one event loop in that loop, deterministically: everything that is waiting at once.
-
-    For evaluation and `runtime.inline`, where environments are stepped in the loop itself: a batch leaves when no
-    slot can go on without an answer.
-
-    Args:
-        batch_size: the most that a forward takes, the oldest first; those slots step before the next one. None: all
-            that wait.
-    """
+    """The port to a server within one event loop, for evaluation and `runtime.inline`; see `LocalBatches`."""
 
     def __init__(self, server: PolicyServer, batch_size: int | None = None):
-        self._server = server
-        self._batch_size = batch_size
-        self._waiting: list[tuple[DecisionRequest, asyncio.Future[Decision]]] = []
+        self._batches: LocalBatches[DecisionRequest, Decision] = LocalBatches(server.answer, batch_size)
 
     async def act(self, request: DecisionRequest) -> Decision:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Decision] = loop.create_future()
-        self._waiting.append((request, future))
-        if len(self._waiting) == 1:
-            self._schedule()
-        return await future
+        return await self._batches.ask(request)
 
     def enter(self) -> None:
         """Changes nothing: a batch waits for every slot of the loop as it is."""
 
     def leave(self) -> None:
         """Changes nothing either."""
+
+
+class LocalBatches(Generic[Request, Response]):
+    """Answers the requests of one event loop in that loop, deterministically: everything that is waiting at once.
+
+    For environments that are stepped in the loop itself: a batch leaves when no slot can go on without an answer.
+
+    Args:
+        answer: one response for each request, in order, or an exception in its place.
+        batch_size: the most that are answered at once, the oldest first; those slots step before the next ones. None:
+            all that wait.
+    """
+
+    def __init__(
+        self, answer: Callable[[Sequence[Request]], Sequence[Response | Exception]], batch_size: int | None = None
+    ):
+        self._answer_all = answer
+        self._batch_size = batch_size
+        self._waiting: list[tuple[Request, asyncio.Future[Response]]] = []
+
+    async def ask(self, request: Request) -> Response:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Response] = loop.create_future()
+        self._waiting.append((request, future))
+        if len(self._waiting) == 1:
+            self._schedule()
+        return await future
 
     async def _flush(self) -> None:
         seen = 0
@@ -194,9 +210,9 @@ class LocalClient:
     def _schedule(self) -> None:
         asyncio.get_running_loop().create_task(self._flush())
 
-    def _answer(self, batch: Sequence[tuple[DecisionRequest, asyncio.Future[Decision]]]) -> None:
+    def _answer(self, batch: Sequence[tuple[Request, asyncio.Future[Response]]]) -> None:
         try:
-            answers = self._server.answer([request for request, _ in batch])
+            answers = self._answer_all([request for request, _ in batch])
         except Exception as error:
             answers = [error] * len(batch)
         for (_, future), answer in zip(batch, answers, strict=True):

@@ -27,6 +27,8 @@ from accerl.types import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from accerl.policy_server import PolicyServer
+
 
 @runtime_checkable
 class Env(Protocol):
@@ -73,6 +75,21 @@ class StatefulEnv(Env, Protocol):
     def load_state(self, state: Mapping[str, np.ndarray]) -> Observation:
         """Continue from `state`; the same actions then give the same results."""
         ...
+
+
+class AsyncEnv(Protocol):
+    """An environment that waits for others instead of computing, so that many wait at once: `Env` with coroutines."""
+
+    @property
+    def spec(self) -> EnvSpec: ...
+
+    async def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]: ...
+
+    async def step_chunk(self, actions: np.ndarray, on_step: Callable[[], None] | None = None) -> ChunkResult: ...
+
+    def close(self) -> None: ...
 
 
 class Expert(Protocol):
@@ -167,6 +184,23 @@ class TrajectorySource(Protocol):
 
     def confirm(self, batch: int) -> None:
         """Every batch up to this one was trained on. Never waits."""
+        ...
+
+
+class ImaginedSource(Protocol):
+    """imagination -> learner, beside `accerl.runtime.inline`."""
+
+    @property
+    def share(self) -> float:
+        """Of the decisions of a batch."""
+        ...
+
+    def observe(self, trajectory: Trajectory) -> None:
+        """A real one, to learn and to start from."""
+        ...
+
+    def sample(self, num_decisions: int, batch: int, server: PolicyServer) -> Sequence[Trajectory]:
+        """Imagined segments with at least so many decisions in all, by the policy that `server` has."""
         ...
 
 

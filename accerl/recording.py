@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from accerl.config import ConfigError, DemosConfig, EnvConfig
 from accerl.demos import (
     Demonstration,
+    last_observations,
     num_frames,
     single_action,
     without_images,
@@ -231,6 +232,7 @@ class _Renderer:
             "proprio": np.concatenate([demonstration.proprio for demonstration in demonstrations]),
             "action": np.concatenate([demonstration.action for demonstration in demonstrations]),
             "state": np.concatenate([load_file(episode.path)["states"] for episode in shard.episodes]),
+            **last_observations(demonstrations),
         }
         _write(shard.path, arrays)
         fields = ("task", "instruction", "length", "seed", "start")
@@ -264,6 +266,8 @@ class _Renderer:
             proprio=np.stack(proprio),
             action=actions,
             every=self._every,
+            last_images=observation["images"],
+            last_proprio=observation["proprio"],
         )
 
 

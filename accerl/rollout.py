@@ -6,17 +6,19 @@ While one slot waits for its action, another one steps: a worker's core is idle 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from accerl.calls import Calls
 from accerl.config import RolloutConfig
-from accerl.protocols import Env, PolicyClient, TaskSource, TrajectorySink
+from accerl.envs.state import pack_state
+from accerl.protocols import AsyncEnv, Env, PolicyClient, StatefulEnv, TaskSource, TrajectorySink
 from accerl.trace import Tracer
 from accerl.types import ChunkResult, Decision, DecisionRequest, Episode, EpisodePlan, Observation, Trajectory
 
@@ -42,7 +44,7 @@ class RolloutWorker:
     def __init__(
         self,
         name: str,
-        make_env: Callable[[], Env],
+        make_env: Callable[[], Env | AsyncEnv],
         config: RolloutConfig,
         client: PolicyClient,
         sink: TrajectorySink,
@@ -73,7 +75,7 @@ class RolloutWorker:
 
     async def _run_slot(self, slot: int) -> None:
         stage = _Stage(slot, self._executors, self._tracer, self._calls)
-        made: list[Env] = []
+        made: list[Env | AsyncEnv] = []
         episode = 0
         try:
             await stage.noted(lambda: made.append(self._make_env()), task=None)
@@ -97,19 +99,22 @@ class RolloutWorker:
             for env in made:
                 await stage.call(env.close)
 
-    def _replace_env(self, made: list[Env]) -> None:
+    def _replace_env(self, made: list[Env | AsyncEnv]) -> None:
         """Whatever the broken one says when it is closed."""
         with suppress(Exception):
             made.pop().close()
         made.append(self._make_env())
 
-    async def _play(self, env: Env, stage: _Stage, plan: EpisodePlan, seed: int, origin: str) -> None:
-        observation, _ = await stage.step(lambda: env.reset(seed=seed % 2**31, options=options_of(plan)), plan.task)
+    async def _play(self, env: Env | AsyncEnv, stage: _Stage, plan: EpisodePlan, seed: int, origin: str) -> None:
+        called: Any = env  # what it returns is waited for or not
+        observation, info = await stage.step(
+            lambda: called.reset(seed=seed % 2**31, options=options_of(plan)), plan.task
+        )
         observation = instruct(observation, plan)
-        segment = _Segment(plan, observation, episode_step=0, origin=origin)
+        step = info.get("episode_step", 0)
+        segment = _Segment(plan, observation, step, origin, await self._state(env, stage, plan))
         noise = seed if plan.noise is None else plan.noise
         totals = np.zeros(3)
-        step = 0
         while True:
             request = DecisionRequest(
                 observation=observation,
@@ -119,20 +124,22 @@ class RolloutWorker:
             )
             with self._tracer.span("wait", stage.lane):
                 decision = await self._client.act(request)
-            result = await stage.step(lambda action=decision.action: env.step_chunk(action), plan.task)
+            result = await stage.step(lambda action=decision.action: called.step_chunk(action), plan.task)
             observation = instruct(result.observation, plan)
             step += 1
             totals += (result.reward, 1, result.num_env_steps)
             self.num_decisions += 1
             self.num_env_steps += result.num_env_steps
             segment.add(decision, result, observation)
-            ended = result.terminal or result.truncated
-            if ended or self._is_due(segment):
+            ended = result.terminal or result.truncated or result.cut
+            is_due = ended or self._is_due(segment)
+            if is_due:
                 with self._tracer.span("wait_sink", stage.lane):
                     await self._sink.put(segment.finish())
-                segment = _Segment(plan, observation, episode_step=step, origin=origin)
             if ended:
                 break
+            if is_due:
+                segment = _Segment(plan, observation, step, origin, await self._state(env, stage, plan))
         episode_return, num_decisions, num_env_steps = totals
         await self._tasks.report(
             Episode(
@@ -146,6 +153,12 @@ class RolloutWorker:
                 number=plan.number,
             )
         )
+
+    async def _state(self, env: Env | AsyncEnv, stage: _Stage, plan: EpisodePlan) -> np.ndarray | None:
+        """Of the simulator now, if it is to be kept."""
+        if not self._config.keep_state:
+            return None
+        return pack_state(await stage.step(cast(StatefulEnv, env).save_state, plan.task))
 
     def _is_due(self, segment: _Segment) -> bool:
         """Send it before the episode ends: it is long enough, or its oldest decision is getting too old."""
@@ -165,8 +178,15 @@ class _Stage:
         self._tracer = tracer
         self._calls = calls
 
-    async def call(self, function: Callable[[], Result]) -> Result:
-        """To its end, also when it is cancelled meanwhile."""
+    async def call(self, function: Callable[[], Result | Awaitable[Result]]) -> Result:
+        """To its end, also when it is cancelled meanwhile; what only waits is waited for here."""
+        result = await self._called(function)
+        if not inspect.isawaitable(result):
+            return cast(Result, result)
+        with self._tracer.span("env", self.lane):
+            return await result
+
+    async def _called(self, function: Callable[[], Result]) -> Result:
         if self._executor is None:
             return self._timed(function)
         called = asyncio.get_running_loop().run_in_executor(self._executor, self._timed, function)
@@ -176,11 +196,11 @@ class _Stage:
             await asyncio.wait([called])
             raise
 
-    async def noted(self, function: Callable[[], Result], task: str | None) -> Result:
+    async def noted(self, function: Callable[[], Result | Awaitable[Result]], task: str | None) -> Result:
         """The same with a note of the task whose environment is called; None: it is made."""
         return await self.call(lambda: self._note(function, task))
 
-    async def step(self, function: Callable[[], Result], task: str) -> Result:
+    async def step(self, function: Callable[[], Result | Awaitable[Result]], task: str) -> Result:
         """The same for what an episode consists of. Raises EnvironmentFailed from what the environment raised."""
         try:
             return await self.noted(function, task)
@@ -207,8 +227,11 @@ class _Stage:
 class _Segment:
     """A trajectory in the making."""
 
-    def __init__(self, plan: EpisodePlan, observation: Observation, episode_step: int, origin: str):
+    def __init__(
+        self, plan: EpisodePlan, observation: Observation, episode_step: int, origin: str, state: np.ndarray | None
+    ):
         self._plan = plan
+        self._state = state
         self._origin = origin
         self._first_step = episode_step
         self._observations = [observation]
@@ -250,6 +273,9 @@ class _Segment:
             success=last.success,
             origin=self._origin,
             episode=self._plan.number,
+            action=self._column([decision.action for decision in self._decisions], np.float32),
+            state=self._state,
+            is_imagined=self._plan.is_imagined,
         )
 
     @staticmethod

@@ -63,6 +63,8 @@ class ChunkResult(NamedTuple):
     num_actions: int
     """Actions of the chunk that were executed; fewer than `chunk_length` when the episode ended inside it."""
     num_env_steps: int
+    cut: bool = False
+    """Nothing ended, but nothing more is played: the horizon of an imagination. Its value goes on, so it bootstraps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,8 @@ class EpisodePlan:
     """Of the episode in its run; -1 outside of one."""
     policy_version: int | None = None
     """Play it with this version, which inference has been told to keep; None: always the newest."""
+    is_imagined: bool = False
+    """A world model stands in for the simulator."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +144,13 @@ class Trajectory:
     """Number of its `EpisodePlan`."""
     advantage: float | None = None
     """Of the whole episode against the others of its group; None: the critic's are used."""
+    action: Float32[Array, "time chunk action"] | None = None
+    """What was executed, for those to whom `blob` says nothing, such as world models."""
+    state: UInt8[Array, " byte"] | None = None
+    """The simulator's at the first decision, where `rollout.keep_state` asks for it, as `accerl.envs.state` packs it:
+    `action` plays the segment again from there."""
+    is_imagined: bool = False
+    """A world model stood in for the simulator."""
 
     @property
     def num_decisions(self) -> int:

@@ -1,45 +1,90 @@
 """The two models that stand in for a simulator. Whatever predicts plugs in here, the simulator itself included.
 
-Axes: `batch` imaginations under way; `history` their last decisions, oldest first; `chunk` actions of a decision.
-A frame is what the cameras show at a decision (`Observation["images"]`), uint8.
+`accerl_wm.conformance` runs any implementation against these promises. Axes are those of `accerl_wm.types`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, Self, runtime_checkable
 
-import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
+from torch import Tensor, nn
+
+from accerl_wm.types import Frames, Windows
 
 
+@runtime_checkable
 class ObservationModel(Protocol):
-    """frames -> frames: what the cameras would show next."""
+    """frames -> frames: what would be seen next."""
 
     @property
     def history(self) -> int:
         """Decisions it looks back on; at the start of an episode the first frame is repeated, with zero actions."""
         ...
 
-    def predict(
-        self,
-        frames: UInt8[np.ndarray, "batch history camera height width 3"],
-        actions: Float32[np.ndarray, "batch history chunk action"],
-    ) -> UInt8[np.ndarray, "batch camera height width 3"]:
-        """The frames one decision later.
+    def predict(self, past: Frames, actions: Float32[Tensor, "batch history chunk action"]) -> Frames:
+        """What is seen one decision later, [batch, ...], on the device of what it is given.
 
         Args:
-            frames: seen at each decision of the history; the last is the present one.
-            actions: in [-1, 1], executed after each of these frames; the last is the one whose outcome is asked for.
+            past: seen at each decision of the history [batch, history, ...]; the last is the present one. Its memory is
+                what this method gave for the present one or, where an imagination starts, an `Origin`.
+            actions: in [-1, 1], executed after each of these; the last are those whose outcome is asked for.
         """
         ...
 
 
+@runtime_checkable
 class RewardModel(Protocol):
-    """frames -> success: how near to done the task is. The imagined reward of a decision is its increase."""
+    """frames -> success: how near to done the task is."""
 
-    def predict(
-        self, frames: UInt8[np.ndarray, "batch camera height width 3"], instruction: Sequence[str]
-    ) -> Float32[np.ndarray, " batch"]:
-        """Probability in [0, 1] that each frame shows its instruction fulfilled."""
+    def predict(self, frames: Frames, instructions: Sequence[str]) -> Float32[Tensor, " batch"]:
+        """Probability in [0, 1] that what is seen [batch, ...] shows each instruction fulfilled."""
         ...
+
+
+class _Trainable(Protocol):
+    """What training needs of either model, beside its verb."""
+
+    def parameters(self) -> Any: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+
+    def to(self, device: Any) -> Self: ...
+
+    def train(self, mode: bool = True) -> Self: ...
+
+    def config_dict(self) -> dict[str, Any]:
+        """What rebuilds the model without its weights; JSON-compatible."""
+        ...
+
+
+@runtime_checkable
+class TrainableObservationModel(ObservationModel, _Trainable, Protocol):
+    """One that learns from windows; a `torch.nn.Module` as a rule."""
+
+    def loss(self, windows: Windows) -> tuple[Float32[Tensor, ""], dict[str, float]]:
+        """What to minimise, with gradients, and what to log.
+
+        Args:
+            windows: of at least `history` decisions; the further ones can be predicted from the model's own outputs.
+        """
+        ...
+
+
+@runtime_checkable
+class TrainableRewardModel(RewardModel, _Trainable, Protocol):
+    """One that learns from frames and whether they show success."""
+
+    def logits(self, frames: Frames, instructions: Sequence[str]) -> Float32[Tensor, " batch"]:
+        """Log-odds of success, with gradients, before calibration."""
+        ...
+
+
+def as_module(model: Any) -> nn.Module:
+    """The model for what torch alone offers, such as an optimizer's parameters."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{type(model).__name__} is no torch.nn.Module, so it cannot be trained or saved here")
+    return model

@@ -81,7 +81,7 @@ def play(run: dict[str, Any]) -> dict[str, Any]:
         **run,
         "success": float(np.mean(outcome.rates)),
         "rates": json.dumps(outcome.rates),
-        "start": float(np.mean(state_study.success_of(state_study.start(run["seed"]), 50))),
+        "start": state_study.start_success(run["seed"]),
         "curve": json.dumps([round(value, 3) for value in outcome.curve]),
         "updates": len(updates),
         **{

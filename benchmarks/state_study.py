@@ -43,6 +43,8 @@ ENV = EnvConfig(suite="benchmarks.state_observations:StateMetaWorld", tasks=TASK
 DEMOS = DemosConfig(episodes_per_task=20, speed=0.5, noise=0.15)
 CLONE = CloneConfig(updates=1000, lr=1e-3, shift_pixels=0)
 WIDTH = 256
+EPISODES_PER_TASK = 50
+"""Of an evaluation."""
 
 
 class Setting(NamedTuple):
@@ -110,7 +112,7 @@ def configure(setting: Setting) -> RunConfig:
     )
 
 
-def train(setting: Setting, episodes_per_task: int = 50) -> Outcome:
+def train(setting: Setting, episodes_per_task: int = EPISODES_PER_TASK) -> Outcome:
     """Reinforcement learning from the start of its seed, then an evaluation."""
     torch.set_num_threads(1)
     updates: list[dict[str, float]] = []
@@ -124,6 +126,12 @@ def train(setting: Setting, episodes_per_task: int = 50) -> Outcome:
     success = np.array([episode.success for episode in run.episodes], float)
     curve = tuple(float(part.mean()) for part in np.array_split(success, 8))
     return Outcome(success_of(policy, episodes_per_task), curve, updates, wall_s)
+
+
+@cache
+def start_success(seed: int) -> float:
+    """Of the cloned policy of this seed, over the tasks."""
+    return float(np.mean(success_of(start(seed), EPISODES_PER_TASK)))
 
 
 def success_of(policy: StatePolicy, episodes_per_task: int) -> tuple[float, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -464,7 +465,8 @@ def test_what_is_exported_can_be_imported_and_cloned(recorded, tmp_path, capsys)
     line = ["--lerobot", str(tmp_path / "set"), "--out", str(tmp_path / "back")]
     assert main(["import", *line]) == 0
     assert "2 of 2 episodes" in capsys.readouterr().out
-    assert all_same(load(tmp_path / "back")[0], load(recorded)[0])
+    kept = [replace(each, last_images=None, last_proprio=None) for each in load(recorded)[0]]  # LeRobot has none
+    assert all_same(load(tmp_path / "back")[0], kept)
     small = "--policy.width 16 --policy.num-layers 1 --policy.num-heads 2 --clone.updates 2 --clone.batch-size 4"
     assert main(["clone", "--data", str(tmp_path / "back"), "--out", str(tmp_path / "p"), *small.split()]) == 0
 

@@ -10,6 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from rich.console import Group
@@ -39,6 +40,8 @@ COMMANDS: dict[str, Command[Any]] = {
         doctor.COMMAND,
     )
 }
+PLUGINS = "accerl.commands"
+"""Entry points of other distributions."""
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -78,15 +81,24 @@ def _dispatch(arguments: list[str]) -> int:
     if name == "--version":
         print(f"accerl {__version__}")
         return DONE
+    if (plugin := _plugins().get(name)) is not None:
+        return plugin.load()(rest)
     if name not in COMMANDS:
-        raise ConfigError(f"command: unknown command {name!r}; {suggest(name, list(COMMANDS))}")
+        raise ConfigError(f"command: unknown command {name!r}; {suggest(name, [*COMMANDS, *_plugins()])}")
     return COMMANDS[name](rest)
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    """Commands of other distributions, such as accerl-wm: functions of the arguments that give the exit code."""
+    return {point.name: point for point in entry_points(group=PLUGINS)}
 
 
 def _help() -> Group:
     table = Table.grid(padding=(0, 2))
     for command in COMMANDS.values():
         table.add_row(Text(f"  {command.name}", style="cyan"), command.summary)
+    for name, point in _plugins().items():
+        table.add_row(Text(f"  {name}", style="cyan"), f"from {point.dist.name if point.dist else point.value}")
     return Group(
         Text("usage: accerl COMMAND [--option VALUE ...]\n"),
         Text("Asynchronous reinforcement learning of vision-language-action robot policies.\n"),

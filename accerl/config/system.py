@@ -31,6 +31,9 @@ class RolloutConfig(Section):
     """Episodes that a global batch is made from where staleness is bounded; none: one for each slot."""
     group_size: Positive = 1
     """Episodes in a row that start from the same initial state, each with noise of its own."""
+    keep_state: bool = False
+    """Keep the simulator's state with every trajectory, some kilobytes each, so that it can be played again: for films,
+    audits of a world model, and the simulator as one."""
     max_policy_lag: NonNegative | None = None
     """K: bound on the age, in policy versions, of a decision when it is trained on; none: not bounded. Only in
     `mode = "async"`: the other modes have their own."""

@@ -37,6 +37,9 @@ ARM = (
 LAYOUT = ("body_pos", "body_quat", "site_pos")
 """Arrays of the model that Meta-World changes, at a reset, to place objects and goals."""
 
+SAME = 1e-9
+"""Two states of the physics that differ by less are one."""
+
 
 class Simulator:
     """A Meta-World task on a stage that it shares with the other simulators of this task on this thread."""
@@ -86,8 +89,7 @@ class Simulator:
     def save_state(self) -> dict[str, np.ndarray]:
         self._stage.enter(self)
         env = self._env
-        physics = np.empty(mujoco.mj_stateSize(env.model, mujoco.mjtState.mjSTATE_INTEGRATION))
-        mujoco.mj_getState(env.model, env.data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        physics = get_state(env.model, env.data)
         layout = {f"model.{name}": getattr(env.model, name).copy() for name in LAYOUT}
         attributes = {f"env.{name}": np.array(value) for name, value in vars(env).items() if _is_own_number(value)}
         return {"physics": physics, "privileged": self.privileged.copy(), **layout, **attributes}
@@ -102,10 +104,7 @@ class Simulator:
             elif owner == "model":
                 getattr(env.model, attribute)[:] = value
         self.privileged = state["privileged"].copy()
-        mujoco.mj_setState(env.model, env.data, state["physics"], mujoco.mjtState.mjSTATE_INTEGRATION)
-        mujoco.mj_forward(env.model, env.data)
-        # Again, because the forward pass has overwritten the solver's warm start, which is part of the state.
-        mujoco.mj_setState(env.model, env.data, state["physics"], mujoco.mjtState.mjSTATE_INTEGRATION)
+        set_state(env.model, env.data, state["physics"])
 
     def _camera(self, name: str) -> mujoco.MjvCamera:
         camera = mujoco.MjvCamera()
@@ -130,9 +129,20 @@ class _Stage:
             if model.body(model.geom_bodyid[geom]).name in ARM:
                 model.geom_group[geom] = ARM_GROUP
 
+        outcomes: list[np.ndarray] = []
+
         class OnStage(env_class):
             def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
                 return model, mujoco.MjData(model)
+
+            def _reset_hand(self, steps: int = 50) -> None:
+                """250 physics steps, twice a reset, before anything is placed: not again if the first two are alike."""
+                if len(outcomes) == 2 and np.abs(outcomes[0] - outcomes[1]).max() < SAME:
+                    set_state(self.model, self.data, outcomes[1])
+                    steps = 0
+                super()._reset_hand(steps=steps)
+                if len(outcomes) < 2:
+                    outcomes.append(get_state(self.model, self.data))
 
         self.task = task
         self.num_simulators = 0
@@ -194,6 +204,21 @@ def _stage(task: str) -> _Stage:
         stages[task] = _Stage(task)
     stages[task].num_simulators += 1
     return stages[task]
+
+
+def get_state(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
+    """Everything that the next physics step depends on."""
+    physics = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
+    mujoco.mj_getState(model, data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+    return physics
+
+
+def set_state(model: mujoco.MjModel, data: mujoco.MjData, physics: np.ndarray) -> None:
+    """Go back to there, and compute what follows from it, such as positions in the world."""
+    mujoco.mj_setState(model, data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+    mujoco.mj_forward(model, data)
+    # Again, because the forward pass has overwritten the solver's warm start, which is part of the state.
+    mujoco.mj_setState(model, data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
 
 
 def _is_own_number(value: Any) -> bool:

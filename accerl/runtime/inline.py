@@ -19,7 +19,7 @@ from accerl.inference import LocalClient, PolicyServer
 from accerl.learner import Learner
 from accerl.packing import count, pack
 from accerl.prefetch import closes
-from accerl.protocols import Env, Policy
+from accerl.protocols import Env, ImaginedSource, Policy
 from accerl.replay import Replay
 from accerl.rollout import RolloutWorker
 from accerl.tasks import TaskSampler
@@ -36,6 +36,7 @@ class InlineRun:
         decisions_per_update: decisions collected between two updates; `learner.batch_decisions` uses each once.
         lag: versions that the policy that acts stays behind, for studies of staleness.
         on_update: called with the metrics of each update.
+        imagination: gives its share of each batch; the rest is real.
     """
 
     def __init__(
@@ -46,7 +47,10 @@ class InlineRun:
         decisions_per_update: int | None = None,
         lag: int = 0,
         on_update: Callable[[dict[str, float]], None] | None = None,
+        imagination: ImaginedSource | None = None,
     ):
+        if imagination is not None and config.max_policy_lag is not None:
+            raise ValueError("rollout.max_policy_lag: bounds the age of what is real only; leave it out to imagine")
         self.config = config
         self.episodes: list[Episode] = []
         reference = copy.deepcopy(policy) if config.objective.reference_kl else None
@@ -60,6 +64,7 @@ class InlineRun:
         self._decisions_per_update = decisions_per_update or config.learner.batch_decisions
         self._next_update = max(self._decisions_per_update, config.replay.min_decisions)
         self._on_update = on_update
+        self._imagination = imagination
         self._batch: list[Trajectory] = []
         self._changed = asyncio.Condition()
         self._worker = RolloutWorker(
@@ -106,6 +111,8 @@ class InlineRun:
         raise error
 
     async def put(self, trajectory: Trajectory) -> None:
+        if self._imagination is not None:
+            self._imagination.observe(trajectory)
         if not self.replay.push(trajectory) and self.progress < 1:
             raise RuntimeError(
                 f"decisions_per_update: {self._decisions_per_update} leaves decisions unused until "
@@ -122,8 +129,16 @@ class InlineRun:
             while self.replay.pushed_decisions >= self._next_update and self.progress < 1:
                 self._next_update += self._decisions_per_update
                 if self.config.max_policy_lag is None:
-                    self._learn(self.replay.sample(self.config.learner.batch_decisions, self.learner.version))
+                    self._learn(self._sample())
             self._changed.notify_all()
+
+    def _sample(self) -> Sequence[Trajectory]:
+        size, version = self.config.learner.batch_decisions, self.learner.version
+        if self._imagination is None:
+            return self.replay.sample(size, version)
+        imagined = round(self._imagination.share * size)
+        real = self.replay.sample(size - imagined, version)
+        return [*real, *self._imagination.sample(imagined, version, self._server)] if real else ()
 
     def _close_batches(self) -> None:
         """Take what the batch at hand may have, and train on it once it is whole, in the order of the episodes."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from accerl.config import EnvConfig
-from accerl.envs import make_env, make_expert
+from accerl.envs import make_env, make_expert, metaworld_simulator
 from accerl.envs.metaworld import MetaWorld
 from accerl.envs.metaworld_simulator import ALL_V3_ENVIRONMENTS, Simulator
 from accerl.envs.metaworld_tasks import INSTRUCTIONS
@@ -256,3 +256,31 @@ def test_make_env_gives_the_chosen_tasks_only():
     assert env.spec.tasks == ("faucet-open-v3",)
     with pytest.raises(ValueError, match="unknown task 'coffee-button-v3'"):
         env.reset(options={"task": "coffee-button-v3"})
+
+
+@pytest.mark.parametrize(("task", "is_reused"), [("faucet-open-v3", True), ("handle-press-v3", False)])
+def test_the_hand_is_raised_in_simulation_once_where_that_changes_nothing(task, is_reused, monkeypatch):
+    def play(same: float) -> tuple[np.ndarray, float]:
+        monkeypatch.setattr(metaworld_simulator, "SAME", same)
+        simulator = metaworld_simulator.Simulator(task)
+        seen = []
+        for seed in range(3):
+            simulator.reset(np.random.default_rng(seed))
+            seconds = simulator._env.data.time
+            seen.append(simulator.privileged)
+            for action in np.random.default_rng(seed).uniform(-1, 1, (12, 4)).astype(np.float32):
+                simulator.step(action)
+                seen.append(simulator.privileged)
+        monkeypatch.setattr(simulator._env, "do_simulation", lambda *_: pytest.fail("simulated"))
+        try:
+            simulator.reset(np.random.default_rng(0))
+        except pytest.fail.Exception:
+            assert same < 0 or not is_reused
+        else:
+            assert same > 0 and is_reused
+        simulator.close()
+        return np.array(seen), seconds
+
+    (reusing, reusing_s), (simulating, simulating_s) = play(metaworld_simulator.SAME), play(-1.0)
+    assert np.array_equal(reusing, simulating)
+    assert reusing_s == simulating_s

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,20 @@ def test_the_recorded_actions_lead_from_each_observation_to_the_next():
         assert episode.action.dtype == episode.proprio.dtype == np.float32
         moved = np.diff(episode.proprio, axis=0)
         assert np.allclose(moved, 2 * 0.04 * episode.action[:-1], atol=1e-6)
+
+
+def test_the_last_observation_shows_the_success_that_ended_the_episode():
+    for episode in recorded():
+        assert episode.last_images is not None and episode.last_proprio is not None
+        assert episode.last_images.shape == episode.images.shape[1:]
+        moved = episode.last_proprio - episode.proprio[-1]
+        assert 0 < np.abs(moved).max() <= 2 * 0.04 + 1e-6  # at most one action further
+        assert not np.array_equal(episode.last_images, episode.images[-1])
+
+
+def test_a_data_set_without_last_observations_is_read_without(tmp_path: Path):
+    save(tmp_path, [replace(d, last_images=None, last_proprio=None) for d in recorded()], DOTS, CONFIG)
+    assert all(d.last_images is None and d.last_proprio is None for d in load(tmp_path)[0])
 
 
 def test_observations_of_every_few_steps_come_back_from_their_shards(tmp_path: Path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from accerl.config import RolloutConfig
+from accerl.envs.state import unpack_state
 from accerl.rollout import RolloutWorker, derive_seed
 from accerl.types import (
     ChunkResult,
@@ -158,6 +159,8 @@ class Scene:
         executor: ThreadPoolExecutor | None = None,
         client: Client | None = None,
         calls: Any = None,
+        keep_state: bool = False,
+        kind: Callable[..., Counting] = Counting,
         **env: Any,
     ) -> None:
         self.trajectories: list[Trajectory] = []
@@ -165,10 +168,11 @@ class Scene:
         self.client = client or Client()
         self.tasks = Tasks(plans)
         self._env = env
+        self._kind = kind
         self.worker = RolloutWorker(
             name="worker",
             make_env=self._make_env,
-            config=RolloutConfig(slots_per_worker=slots, segment_decisions=segment_decisions),
+            config=RolloutConfig(slots_per_worker=slots, segment_decisions=segment_decisions, keep_state=keep_state),
             client=self.client,
             sink=self,
             tasks=self.tasks,
@@ -185,7 +189,7 @@ class Scene:
         self.trajectories.append(trajectory)
 
     def _make_env(self) -> Counting:
-        self.envs.append(Counting(**self._env))
+        self.envs.append(self._kind(**self._env))
         return self.envs[-1]
 
 
@@ -433,3 +437,70 @@ def test_an_environment_that_is_replaced_is_noted_with_the_task_that_broke_it():
     scene.tasks.bears_failures = True
     scene.play()
     assert notes.calls == [(0, None), (0, "count"), (0, "count"), (0, "count")]
+
+
+# --- environments that wait, and those that stop ----------------------------------------------------------------------
+
+
+class Waiting(Counting):
+    """`Counting` with coroutines, which goes on only when three of its kind wait."""
+
+    waiting = 0
+    met = asyncio.Event()
+
+    async def reset(self, *, seed=None, options=None):  # type: ignore[override]
+        return super().reset(seed=seed, options=options)
+
+    async def step_chunk(self, actions, on_step=None):  # type: ignore[override]
+        Waiting.waiting += 1
+        if Waiting.waiting % 3:
+            await Waiting.met.wait()
+        else:
+            Waiting.met.set()
+            Waiting.met = asyncio.Event()
+        return super().step_chunk(actions, on_step)
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_environments_that_wait_do_so_side_by_side(threads):
+    async def play(scene: Scene) -> None:
+        await asyncio.wait_for(scene.worker.run(), timeout=20)
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        scene = Scene(plans(3), slots=3, kind=Waiting, length=4, executor=thread if threads else None)
+        asyncio.run(play(scene))
+    assert [trajectory.num_decisions for trajectory in scene.trajectories] == [4, 4, 4]
+
+
+class Cut(Counting):
+    """Begins at the fifth decision of an episode, and is cut after three."""
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = super().reset(seed=seed, options=options)
+        return observation, {**info, "episode_step": 5}
+
+    def step_chunk(self, actions, on_step=None):
+        return super().step_chunk(actions, on_step)._replace(cut=self.step == 3)
+
+
+def test_an_episode_that_is_cut_has_not_ended_and_does_not_go_on():
+    scene = Scene(plans(2), kind=Cut).play()
+    for played in scene.trajectories:
+        assert (played.num_decisions, played.terminal, played.truncated, played.ended) == (3, False, False, False)
+        assert played.episode_step.tolist() == [5, 6, 7, 8]
+    assert [(episode.num_decisions, episode.success) for episode in scene.tasks.episodes] == [(3, False)] * 2
+
+
+class Stateful(Counting):
+    def save_state(self) -> dict[str, np.ndarray]:
+        return {"step": np.array(self.step), "task": np.array("count")}
+
+
+def test_actions_are_kept_and_if_asked_for_the_state_that_each_segment_starts_from():
+    played = Scene(plans(), kind=Stateful, segment_decisions=2, keep_state=True, length=5).play().trajectories
+    states = [unpack_state(trajectory.state) for trajectory in played if trajectory.state is not None]
+    assert [int(state["step"]) for state in states] == [0, 2, 4]
+    assert all(str(state["task"]) == "count" and state["step"].shape == () for state in states)
+    actions = [trajectory.action[:, 0, 0] for trajectory in played if trajectory.action is not None]
+    assert np.concatenate(actions) == pytest.approx([0, 0.01, 0.02, 0.03, 0.04])
+    assert all(trajectory.state is None for trajectory in Scene(plans()).play().trajectories)

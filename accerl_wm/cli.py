@@ -1,0 +1,222 @@
+"""`accerl wm train | eval`, as `accerl` finds them among its installed commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from accerl.cli.command import Command
+from accerl.config import ConfigError, EnvConfig, Fraction, Positive, Section, suggest
+from accerl.console import progress, say
+from accerl_wm.config import ObservationTraining, RewardTraining
+
+if TYPE_CHECKING:
+    from accerl_wm.frames import FrameBuffer
+    from accerl_wm.protocols import TrainableObservationModel, TrainableRewardModel
+
+HORIZONS = (1, 2, 4, 8, 16)
+
+
+class DataOptions(Section):
+    """Real episodes."""
+
+    demos: tuple[Path, ...]
+    """Folders of data sets, made by `accerl demos`."""
+    held_out: Fraction = 0.1
+    """Share of the episodes that no training sees, every n-th of a task."""
+
+
+class TrainOptions(DataOptions):
+    """What is learned from, and where the models go."""
+
+    out: Path
+    """Folder for the world model."""
+    overwrite: bool = False
+    """Replace a world model that is there already."""
+    kind: Literal["deterministic", "diffusion"] = "deterministic"
+    """Family of the observation model: the most likely picture in one pass, or one of the possible ones in a few."""
+    history: Positive = 2
+    """Decisions that it looks back on."""
+    window: Positive | None = None
+    """Side in pixels, a multiple of 8, of the square around the body in which pictures change; none: all of it."""
+    num_threads: Positive = 1
+    """Torch threads on a CPU."""
+    observation: ObservationTraining = ObservationTraining()
+    reward: RewardTraining = RewardTraining()
+
+
+class EvalOptions(DataOptions):
+    """Which world model, on what, and where the findings go."""
+
+    world_model: Path
+    """Folder of the world model."""
+    out: Path | None = None
+    """JSON file for the figures; a film strip goes beside it. None: into the folder of the world model."""
+    strip_decisions: Positive = 10
+    """Length of the film strip."""
+
+
+def train(options: TrainOptions) -> int:
+    import torch
+
+    from accerl_wm import store, training
+
+    if (options.out / "world.json").exists() and not options.overwrite:
+        raise ConfigError(f"out: {options.out} holds a world model; add --overwrite or give another folder")
+    torch.set_num_threads(options.num_threads)
+    frames, env = read_data(options)
+    torch.manual_seed(options.observation.seed)
+    observing, rewarding = new_models(options, frames)
+    size = sum(parameter.numel() for parameter in observing.parameters())
+    say(f"{len(frames)} episodes of {len(frames.tasks)} tasks; observation model of {size / 1e6:.2f} M parameters")
+    watching = training.ObservationTrainer(observing, frames, options.observation)
+    with progress(options.observation.updates, "updates of the observation model") as advance:
+        training.fit(watching.update, options.observation.updates, lambda m: advance(f"loss {m['loss']:.4f}"))
+    observing.train(False)
+    judging = training.RewardTrainer(rewarding, frames, options.reward, observing)
+    with progress(options.reward.updates, "updates of the reward model") as advance:
+        training.fit(judging.update, options.reward.updates, lambda m: advance(f"accuracy {m['accuracy']:.3f}"))
+    temperature = judging.calibrate()
+    facts = {
+        "env": env.model_dump(mode="json"),
+        "training": options.model_dump(mode="json"),
+        "temperature": temperature,
+    }
+    store.save(options.out, observing, rewarding, facts)
+    say(f"temperature {temperature:.2f}: {options.out}")
+    return 0
+
+
+def evaluate(options: EvalOptions) -> int:
+    import imageio.v3 as iio
+
+    from accerl.files import write_file
+    from accerl_wm import evaluation, store
+
+    facts = store.read_facts(options.world_model)
+    world = store.load(options.world_model)
+    frames, env = read_data(options)
+    check_fit(EnvConfig(**facts["env"]), env)
+    rows = evaluation.drift(world, frames, env.chunk_length, HORIZONS)
+    if not rows:
+        raise ConfigError("held_out: no episode is held out; raise it")
+    show_drift(rows)
+    found = evaluation.recognition(world, frames, env.chunk_length)
+    for name, value in found.items():
+        say(f"{name:28s} {value:.3f}")
+    out = options.out or options.world_model / "evaluation.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_file(out, json.dumps({"drift": rows, "recognition": found}, indent=1))
+    strip = evaluation.film_strip(world, frames, env.chunk_length, options.strip_decisions)
+    iio.imwrite(out.with_suffix(".png"), strip)
+    say(f"{out}\n{out.with_suffix('.png')}: what happened, and below it what was imagined")
+    return 0
+
+
+def read_data(options: DataOptions) -> tuple[FrameBuffer, EnvConfig]:
+    """All episodes, and the environment they were recorded in.
+
+    Raises:
+        ConfigError: data sets of different environments, or without last observations.
+    """
+    from accerl import demos
+    from accerl_wm.frames import FrameBuffer, of_demonstration
+
+    frames: FrameBuffer | None = None
+    first: EnvConfig | None = None
+    for folder in options.demos:
+        demonstrations, env = demos.load(folder)
+        if frames is None or first is None:
+            frames, first = FrameBuffer(env.chunk_length, held_out=options.held_out), env
+        check_fit(first, env)
+        try:
+            frames.add(map(of_demonstration, demonstrations))
+        except ValueError as error:
+            raise ConfigError(f"demos: {folder}: {error}") from None
+    if frames is None or first is None:
+        raise ConfigError("demos: no data set; give folders made by `accerl demos`")
+    return frames, first
+
+
+def check_fit(known: EnvConfig, other: EnvConfig) -> None:
+    """Raises ConfigError naming what differs."""
+    for name in ("suite", "image_size", "cameras", "chunk_length", "steps_per_action"):
+        if getattr(known, name) != getattr(other, name):
+            raise ConfigError(
+                f"demos: env.{name} is {getattr(other, name)!r} in one data set and {getattr(known, name)!r} in "
+                f"another; they must look alike"
+            )
+
+
+def new_models(options: TrainOptions, frames: FrameBuffer) -> tuple[TrainableObservationModel, TrainableRewardModel]:
+    """With fresh weights, for what the episodes look like."""
+    import numpy as np
+
+    from accerl.statistics import summarize
+    from accerl_wm import observation, reward
+
+    episodes = frames.episodes()
+    num_cameras, image_size = episodes[0].images.shape[1:3]
+    summary = summarize(np.concatenate([episode.proprio for episode in episodes]))
+    scene = {"image_size": image_size, "num_cameras": num_cameras, "proprio_dim": episodes[0].proprio.shape[1]}
+    config = {
+        "kind": options.kind,
+        **scene,
+        "history": options.history,
+        "window": options.window,
+        "action_dim": episodes[0].action.shape[1],
+        "chunk_length": frames.chunk_length,
+        "proprio_bounds": list(zip(summary["q01"], summary["q99"], strict=True)),
+    }
+    try:
+        observing = observation.build(config)
+    except ValueError as error:
+        raise ConfigError(f"window: {' '.join(str(error).split())}") from None
+    words = sorted({word for episode in episodes for word in episode.instruction.lower().split()})
+    return observing, reward.build({"kind": "convolutional", **scene, "vocabulary": words})
+
+
+def show_drift(rows: Sequence[dict[str, Any]]) -> None:
+    names = ("horizon", "windows", "psnr", "copy", "changed", "ssim", "proprio_rmse")
+    say("  ".join(f"{name:>12s}" for name in names))
+    for row in rows:
+        say("  ".join(f"{row[name]:12.3f}" if isinstance(row[name], float) else f"{row[name]:12d}" for name in names))
+
+
+COMMANDS: dict[str, Command[Any]] = {
+    command.name.removeprefix("wm "): command
+    for command in (
+        Command(
+            name="wm train",
+            summary="Train a world model from demonstrations: what is seen next, and whether it shows success.",
+            options=TrainOptions,
+            run=train,
+            examples=(
+                ("from two data sets", "accerl wm train --demos data/quiet,data/noisy --out worlds/first"),
+                ("by diffusion", "accerl wm train --demos data/quiet --out worlds/diffusion --kind diffusion"),
+            ),
+        ),
+        Command(
+            name="wm eval",
+            summary="Measure a world model on unseen episodes: drift, recognition of success, film strip.",
+            options=EvalOptions,
+            run=evaluate,
+            examples=(("the held-out tenth", "accerl wm eval --world-model worlds/first --demos data/quiet"),),
+        ),
+    )
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`accerl wm …`. Raises ConfigError for a command that there is not."""
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        say("usage: accerl wm train | eval [--option VALUE ...]\n")
+        for command in COMMANDS.values():
+            say(f"  {command.name:10s} {command.summary}")
+        return 0
+    if name not in COMMANDS:
+        raise ConfigError(f"command: unknown command 'wm {name}'; {suggest(name, list(COMMANDS))}")
+    return COMMANDS[name](rest)

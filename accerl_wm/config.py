@@ -1,0 +1,82 @@
+"""Settings of the world model and of imagination."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from accerl.config import Fraction, NonNegative, Positive, PositiveFloat, Section
+
+
+class ImaginationConfig(Section):
+    """Training on what a world model makes of the policy's actions."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """Of the decisions of each batch that are imagined."""
+    horizon: Positive = 6
+    """H: decisions after which an imagined episode is cut, and the newest critic's value takes over."""
+    slots: Positive = 32
+    """Imagined episodes side by side: as many frames are predicted in one batch."""
+    near_success: Fraction = 0.25
+    """Share of the imagined episodes that begin in the last quarter of a real one that succeeded."""
+    reward: Literal["success", "potential", "difference"] = "success"
+    """Of an imagined decision, with p the probability of success before and p' after it. `success`: 1 where p' reaches
+    `threshold`, which ends the episode, as the simulator rewards; `potential`: discount p' - p, which changes no
+    optimal policy; `difference`: p' - p (the paper). With the latter two the critic learns what success is worth beyond
+    p, and what is real is rewarded by the same model."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Probability of success from which an imagined episode counts as successful, and ends."""
+    capacity_decisions: Positive = 8192
+    """Of the replay of imagined trajectories."""
+    max_reuse: Positive = 4
+    """Times that an imagined decision may be trained on."""
+
+
+class ObservationTraining(Section):
+    """Of the observation model."""
+
+    updates: Positive = 3000
+    """Optimizer steps."""
+    batch_size: Positive = 32
+    """Windows in a step, of the first of `steps`; longer ones are fewer, so that a step costs about as much."""
+    steps: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 1, 2, 4)
+    """Decisions predicted on the model's own outputs, one after the other over the training, each for as long."""
+    ending: Fraction = 0.25
+    """Share of the windows that end with their episode, where contact and success are."""
+    lr: PositiveFloat = 2e-3
+    """Peak of the learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW's."""
+    warmup_updates: NonNegative = 50
+    """Updates over which the learning rate rises."""
+    device: str = "cpu"
+    """Torch device."""
+    seed: NonNegative = 0
+    """Of the weights and the windows."""
+
+
+class RewardTraining(Section):
+    """Of the reward model."""
+
+    updates: Positive = 1500
+    """Optimizer steps."""
+    batch_size: Positive = 64
+    """Frames in a step."""
+    success_share: Fraction = 0.5
+    """Share of the frames that end an episode; the others are drawn at random. Probabilities are calibrated afterwards
+    on frames as they come."""
+    focus: Annotated[float, Field(ge=0)] = 1.0
+    """Gamma of the focal loss: how little frames count that are told apart already; 0: cross-entropy."""
+    label_noise: Annotated[float, Field(ge=0, lt=0.5)] = 0.01
+    """Share of the labels that are taken to be wrong."""
+    lr: PositiveFloat = 1e-3
+    """Peak of the learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """AdamW's."""
+    warmup_updates: NonNegative = 50
+    """Updates over which the learning rate rises."""
+    device: str = "cpu"
+    """Torch device."""
+    seed: NonNegative = 0
+    """Of the weights and the frames."""

@@ -1,0 +1,48 @@
+"""Imagination beside `accerl.runtime.inline`: in lockstep, in one process, deterministic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from accerl.config import ReplayConfig
+from accerl.policy_server import PolicyServer
+from accerl.replay import Replay
+from accerl.types import Trajectory
+from accerl_wm.config import ImaginationConfig
+from accerl_wm.frames import FrameBuffer, of_trajectory
+from accerl_wm.imagination import Imagination
+
+
+class InlineImagination:
+    """An `ImaginedSource`: real trajectories go into `frames`; imagined ones are made when a batch wants some.
+
+    Args:
+        frames: that `imagination` starts from.
+    """
+
+    def __init__(self, imagination: Imagination, frames: FrameBuffer, config: ImaginationConfig, seed: int = 0):
+        self.imagination = imagination
+        self.share = config.share
+        self.replay = Replay(
+            ReplayConfig(
+                capacity_decisions=config.capacity_decisions,
+                max_reuse=config.max_reuse,
+                min_decisions=1,
+                paced=False,
+            ),
+            seed,
+        )
+        """Of the imagined ones."""
+        self._frames = frames
+
+    def observe(self, trajectory: Trajectory) -> None:
+        self._frames.add([of_trajectory(trajectory)])
+
+    def sample(self, num_decisions: int, batch: int, server: PolicyServer) -> Sequence[Trajectory]:
+        """Raises RuntimeError if the replay of imagined trajectories cannot hold as many unused decisions."""
+        while not (drawn := self.replay.sample(num_decisions, batch)):
+            for trajectory in self.imagination.imagine(num_decisions, server):
+                if not self.replay.push(trajectory):
+                    raise RuntimeError(f"imagination.capacity_decisions: too few for batches of {num_decisions}")
+        self.replay.confirm(batch)
+        return drawn

@@ -1,0 +1,38 @@
+"""Observation models: what would be seen after an action chunk.
+
+                          ┌─► deterministic: light UNet, one pass ─────┐
+    Frames ─► conditioning ┤                                            ├─► Frames
+                          └─► diffusion: EDM, a few Euler steps ───────┘
+              body: kinematics, learned camera      unroll: training on own outputs
+              window: where things can change
+
+Both are told where the body will be (`conditioning`) and differ in how they draw it. `build` makes either from the
+dictionary its `config_dict` gave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from accerl_wm.observation.deterministic import DeterministicConfig, DeterministicModel
+from accerl_wm.protocols import TrainableObservationModel
+
+__all__ = ["DeterministicConfig", "DeterministicModel", "build"]
+
+
+def build(config: Mapping[str, Any]) -> TrainableObservationModel:
+    """The model of a configuration, whose `kind` says the family; with fresh weights.
+
+    Raises:
+        ValueError: there is no such kind, or a setting is unknown or impossible.
+    """
+    match config.get("kind"):
+        case "deterministic":
+            return DeterministicModel(DeterministicConfig(**config))
+        case "diffusion":
+            from accerl_wm.observation.diffusion import DiffusionConfig, DiffusionModel  # loads diffusers
+
+            return DiffusionModel(DiffusionConfig(**config))
+        case kind:
+            raise ValueError(f"kind: {kind!r} is no observation model; there are 'deterministic' and 'diffusion'")

@@ -1,0 +1,73 @@
+"""A world model as a folder of safetensors and JSON; nothing is unpickled.
+
+world.json                               of which environment, from what, with which figures
+observation.json observation.safetensors
+reward.json reward.safetensors
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from accerl.config import ConfigError
+from accerl.files import replaced
+from accerl_wm import observation, reward
+from accerl_wm.protocols import TrainableObservationModel, TrainableRewardModel
+from accerl_wm.world import WorldModel
+
+FORMAT = 1
+
+
+def save(
+    folder: Path, observing: TrainableObservationModel, rewarding: TrainableRewardModel, facts: Mapping[str, Any]
+) -> None:
+    """Write both models and what is to be known of them; a folder that is there is replaced as a whole."""
+    with replaced(folder) as temporary:
+        for name, model in (("observation", observing), ("reward", rewarding)):
+            (temporary / f"{name}.json").write_text(json.dumps(model.config_dict(), indent=1))
+            tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+            save_file(tensors, temporary / f"{name}.safetensors")
+        (temporary / "world.json").write_text(json.dumps({"format": FORMAT, **facts}, indent=1))
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """The content of `world.json`.
+
+    Raises:
+        ConfigError: it is no world model, or one of another format.
+    """
+    path = folder / "world.json"
+    if not path.is_file():
+        raise ConfigError(f"world_model: {folder} holds no world.json; train one with `accerl wm train --out {folder}`")
+    facts = json.loads(path.read_text())
+    if facts.pop("format", None) != FORMAT:
+        raise ConfigError(f"world_model: {folder} was written in another format; this version reads {FORMAT}")
+    return facts
+
+
+def load(folder: Path, device: torch.device | str = "cpu") -> WorldModel:
+    """Both models, ready to predict.
+
+    Raises:
+        ConfigError: a file is missing, unreadable or does not fit.
+    """
+    read_facts(folder)
+    observing = _filled(observation.build, folder, "observation", device)
+    return WorldModel(observing, _filled(reward.build, folder, "reward", device), device)
+
+
+def _filled(build: Any, folder: Path, name: str, device: torch.device | str) -> Any:
+    try:
+        model = build(json.loads((folder / f"{name}.json").read_text()))
+        model.load_state_dict(load_file(folder / f"{name}.safetensors"))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"world_model: {folder / name} cannot be read ({reason}); train it again") from None
+    return model.to(device).train(False)

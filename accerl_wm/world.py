@@ -1,0 +1,82 @@
+"""A world model: an observation model and a reward model that answer questions in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+
+from accerl.types import Array
+from accerl_wm.protocols import ObservationModel, RewardModel
+from accerl_wm.types import Frames
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """imagination -> world model: one of them wants to know what its actions lead to."""
+
+    images: UInt8[Array, "history camera height width 3"]
+    proprio: Float32[Array, "history proprio"]
+    """Seen at the last decisions, the present one last."""
+    action: Float32[Array, "history chunk action"] | None
+    """Executed after each of these; None: only how near to success the present one is."""
+    instruction: str
+    memory: Any
+    """Of the present one (`Frames.memory`)."""
+
+
+class Imagined(NamedTuple):
+    """world model -> imagination."""
+
+    images: UInt8[Array, "camera height width 3"]
+    proprio: Float32[Array, " proprio"]
+    success: float
+    """Probability that it shows the instruction fulfilled."""
+    memory: Any
+
+
+class WorldModel:
+    """Two models that plug in, on a device. Questions of one batch are answered by one call of each."""
+
+    def __init__(self, observation: ObservationModel, reward: RewardModel, device: torch.device | str = "cpu"):
+        self.observation = observation
+        self.reward = reward
+        self._device = torch.device(device)
+
+    @property
+    def history(self) -> int:
+        return self.observation.history
+
+    def answer(self, questions: Sequence[Question]) -> list[Imagined]:
+        """In order."""
+        answers: list[Imagined | None] = [None] * len(questions)
+        for only_success in (False, True):
+            rows = [row for row, question in enumerate(questions) if (question.action is None) == only_success]
+            if rows:
+                found = self._answer([questions[row] for row in rows], only_success)
+                for row, answer in zip(rows, found, strict=True):
+                    answers[row] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def _answer(self, questions: Sequence[Question], only_success: bool) -> list[Imagined]:
+        with torch.inference_mode():
+            past = Frames(
+                images=self._stacked([question.images for question in questions]),
+                proprio=self._stacked([question.proprio for question in questions]),
+                memory=[question.memory for question in questions],
+            )
+            if only_success:
+                seen = Frames(images=past.images[:, -1], proprio=past.proprio[:, -1], memory=past.memory)
+            else:
+                seen = self.observation.predict(past, self._stacked([question.action for question in questions]))
+            success = self.reward.predict(seen, [question.instruction for question in questions])
+        memory = [None] * len(questions) if seen.memory is None else seen.memory
+        rows = (seen.images.numpy(force=True), seen.proprio.numpy(force=True), success.tolist(), memory)
+        return [Imagined(*row) for row in zip(*rows, strict=True)]
+
+    def _stacked(self, arrays: Sequence[Any]) -> torch.Tensor:
+        return torch.from_numpy(np.stack(arrays)).to(self._device)

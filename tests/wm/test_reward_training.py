@@ -1,0 +1,115 @@
+"""A reward model that learns to recognise success in `dots`, from the command line to imagination."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from accerl.cli import main as accerl
+from accerl.config import ConfigError
+from accerl.demos import load
+from accerl_wm import store
+from accerl_wm.cli import main
+from accerl_wm.config import ImaginationConfig
+from accerl_wm.frames import FrameBuffer, of_demonstration
+from accerl_wm.imagination import Imagination
+from accerl_wm.reward import ConvolutionalReward, ConvolutionalRewardConfig
+from accerl_wm.training import focal_cross_entropy
+from tests.wm.scenes import SPEC, server
+
+LINE = "--env.suite dots --env.tasks red,blue --env.image-size 16 --env.chunk-length 2 --env.max-decisions 8"
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wm") / "demos"
+    line = f"{LINE} --demos.episodes-per-task 40 --demos.speed 0.9 --demos.noise 0.2"
+    assert accerl(["demos", "--out", str(folder), *line.split()]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(demos):
+    out = demos.parent / "world"
+    line = "--held-out 0.25 --observation.updates 150 --observation.steps 1 --reward.updates 250 --reward.batch-size 64"
+    assert main(["train", "--demos", str(demos), "--out", str(out), *line.split()]) == 0
+    return out
+
+
+def test_a_trained_world_model_predicts_better_than_copying_and_recognises_success(world, demos, capsys):
+    assert main(["eval", "--world-model", str(world), "--demos", str(demos), "--held-out", "0.25"]) == 0
+    found = json.loads((world / "evaluation.json").read_text())
+    first = found["drift"][0]
+    assert first["horizon"] == 1 and first["psnr"] > first["copy"] + 2
+    assert found["recognition"]["auc_real"] > 0.9
+    assert found["recognition"]["calibration_error_real"] < 0.15
+    assert (world / "evaluation.png").stat().st_size > 1000
+    assert "psnr" in capsys.readouterr().out
+
+
+def test_a_trained_world_model_imagines_for_a_policy(world, demos):
+    frames = FrameBuffer(chunk_length=2, held_out=0.0)
+    frames.add(map(of_demonstration, load(demos)[0]))
+    made = Imagination(store.load(world), frames, SPEC, ImaginationConfig(slots=4), discount=0.99)
+    trajectories = made.imagine(60, server())
+    assert {trajectory.task for trajectory in trajectories} == {"red", "blue"}
+    assert all(np.isfinite(trajectory.proprio).all() for trajectory in trajectories)
+
+
+def test_what_was_saved_predicts_the_same(world):
+    first, second = store.load(world), store.load(world)
+    frames = torch.randint(256, (3, 2, 1, 16, 16, 3), dtype=torch.uint8)
+    from accerl_wm.types import Frames
+
+    past = Frames(images=frames, proprio=torch.zeros(3, 2, 2))
+    one, other = (model.observation.predict(past, torch.ones(3, 2, 2, 2)) for model in (first, second))
+    assert torch.equal(one.images, other.images) and torch.equal(one.proprio, other.proprio)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train --demos {missing} --out {out}", r"dataset\.json"),
+        ("train --demos {demos} --out {world}", r"out: .*--overwrite"),
+        ("train --demos {demos} --out {out} --kind magic", "kind"),
+        ("train --demos {demos} --out {out} --window 13", "window: .*multiple of 8"),
+        ("eval --world-model {missing} --demos {demos}", r"world\.json.*accerl wm train"),
+        ("eval --world-model {world} --demos {demos} --held-out 0", "held_out"),
+        ("evaluate", r"unknown command 'wm evaluate'"),
+    ],
+)
+def test_wrong_command_lines_name_the_field_and_the_remedy(line, message, world, demos, tmp_path):
+    places = {"missing": tmp_path / "missing", "out": tmp_path / "out", "world": world, "demos": demos}
+    with pytest.raises(ConfigError, match=message):
+        main(line.format(**places).split())
+
+
+def test_a_truncated_file_is_refused_with_its_name(world, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in world.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes()[: 100 if path.name == "reward.safetensors" else None])
+    with pytest.raises(ConfigError, match="reward cannot be read"):
+        store.load(broken)
+
+
+def test_an_instruction_without_a_known_word_is_refused():
+    model = ConvolutionalReward(
+        ConvolutionalRewardConfig(image_size=16, num_cameras=1, proprio_dim=2, vocabulary=("go",))
+    )
+    from accerl_wm.types import Frames
+
+    frames = Frames(images=torch.zeros(1, 1, 16, 16, 3, dtype=torch.uint8), proprio=torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="fly away"):
+        model.predict(frames, ["fly away"])
+
+
+def test_focal_cross_entropy_with_gamma_0_is_cross_entropy_and_discounts_what_is_known():
+    logits, target = torch.tensor([4.0, -0.5]), torch.tensor([1.0, 1.0])
+    each = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    assert focal_cross_entropy(logits, target, 0.0).item() == pytest.approx(each.mean().item())
+    missed = 1 - torch.sigmoid(logits)
+    assert focal_cross_entropy(logits, target, 2.0).item() == pytest.approx((missed**2 * each).mean().item())
