@@ -1,4 +1,4 @@
-"""`accerl wm train | eval`, as `accerl` finds them among its installed commands."""
+"""`accerl wm train | eval | audit`, as `accerl` finds them among its installed commands."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from accerl.console import progress, say
 from accerl_wm.config import ObservationTraining, RewardTraining
 
 if TYPE_CHECKING:
+    from accerl.types import Trajectory
     from accerl_wm.frames import FrameBuffer
     from accerl_wm.protocols import TrainableObservationModel, TrainableRewardModel
 
@@ -56,6 +57,19 @@ class EvalOptions(DataOptions):
     """JSON file for the figures; a film strip goes beside it. None: into the folder of the world model."""
     strip_decisions: Positive = 10
     """Length of the film strip."""
+
+
+class AuditOptions(Section):
+    """Which world model, on which trajectories, and where the findings go."""
+
+    world_model: Path
+    """Folder of the world model."""
+    run: Path
+    """Folder of a run with `rollout.keep_state`, whose sample of trajectories is played again; it may still go on."""
+    out: Path | None = None
+    """JSON file for the figures; a picture goes beside it. None: `audit.json` in the folder of the run."""
+    num: Positive = 4
+    """Trajectories, the newest ones, tasks by turns."""
 
 
 def train(options: TrainOptions) -> int:
@@ -113,6 +127,57 @@ def evaluate(options: EvalOptions) -> int:
     iio.imwrite(out.with_suffix(".png"), strip)
     say(f"{out}\n{out.with_suffix('.png')}: what happened, and below it what was imagined")
     return 0
+
+
+def audit(options: AuditOptions) -> int:
+    from accerl.config import RunConfig
+    from accerl.envs import make_env
+    from accerl.files import write_file
+    from accerl_wm import store
+    from accerl_wm.audit import audit, picture
+    from accerl_wm.frames import cut_start, of_trajectory
+
+    world = store.load(options.world_model)
+    config = RunConfig.load(options.run / "config.json")
+    check_fit(EnvConfig(**store.read_facts(options.world_model)["env"]), config.env)
+    env: Any = make_env(config.env)
+    found = []
+    for trajectory in newest_trajectories(options.run, options.num):
+        start = cut_start(of_trajectory(trajectory), 0, world.history, config.env.chunk_length)
+        assert trajectory.action is not None
+        found.append(audit(world, env, start, list(trajectory.action)))
+        last = found[-1]
+        say(
+            f"{last.task:24s} {len(last.psnr) - 1:3d} decisions  PSNR {last.psnr[1]:.1f} … {last.psnr[-1]:.1f} dB  "
+            f"success {bool(last.real_success.max())!s:5s} imagined {last.imagined_success.max():.2f}"
+        )
+    env.close()
+    out = options.out or options.run / "audit.json"
+    columns = ("psnr", "proprio_error", "real_success", "imagined_success", "judged_success")
+    rows = [{"task": each.task, **{name: getattr(each, name).tolist() for name in columns}} for each in found]
+    write_file(out, json.dumps({"same_outcome": sum(each.same_outcome for each in found), "audits": rows}, indent=1))
+    picture(found, out.with_suffix(".png"))
+    say(f"same outcome in {sum(each.same_outcome for each in found)} of {len(found)}: {out.with_suffix('.png')}")
+    return 0
+
+
+def newest_trajectories(run: Path, num: int) -> list[Trajectory]:
+    """Of the sample that a run keeps, those that begin an episode and have the simulator's state, tasks by turns.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    from accerl import trajectories
+
+    files = sorted((run / "trajectories").glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+    by_task: dict[str, list[Trajectory]] = {}
+    for trajectory in map(trajectories.load, files):
+        if trajectory.state is not None and not trajectory.is_imagined and trajectory.episode_step[0] == 0:
+            by_task.setdefault(trajectory.task, []).append(trajectory)
+    if not by_task:
+        raise ConfigError(f"run: {run} keeps no trajectory with the simulator's state; train with --rollout.keep-state")
+    turns = max(map(len, by_task.values()))
+    return [found[turn] for turn in range(turns) for found in by_task.values() if turn < len(found)][:num]
 
 
 def read_data(options: DataOptions) -> tuple[FrameBuffer, EnvConfig]:
@@ -205,6 +270,13 @@ COMMANDS: dict[str, Command[Any]] = {
             run=evaluate,
             examples=(("the held-out tenth", "accerl wm eval --world-model worlds/first --demos data/quiet"),),
         ),
+        Command(
+            name="wm audit",
+            summary="Play a run's trajectories again, in the simulator and in the model, and compare.",
+            options=AuditOptions,
+            run=audit,
+            examples=(("of a run", "accerl wm audit --world-model worlds/first --run runs/quickstart"),),
+        ),
     )
 }
 
@@ -213,7 +285,7 @@ def main(arguments: Sequence[str]) -> int:
     """`accerl wm …`. Raises ConfigError for a command that there is not."""
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
-        say("usage: accerl wm train | eval [--option VALUE ...]\n")
+        say("usage: accerl wm train | eval | audit [--option VALUE ...]\n")
         for command in COMMANDS.values():
             say(f"  {command.name:10s} {command.summary}")
         return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -21,7 +23,7 @@ SPEC = EnvSpec(
     steps_per_action=1,
     max_decisions=8,
 )
-SCENE = {"image_size": 16, "num_cameras": 2, "proprio_dim": 3}
+SCENE: dict[str, Any] = {"image_size": 16, "num_cameras": 2, "proprio_dim": 3}
 
 
 @pytest.mark.parametrize("kind", ["deterministic", "diffusion"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import numpy as np
@@ -9,8 +10,13 @@ import pytest
 import torch
 
 from accerl.cli import main as accerl
-from accerl.config import ConfigError
+from accerl.config import ConfigError, RolloutConfig, RunConfig
 from accerl.demos import load
+from accerl.envs import make_env
+from accerl.policy_server import LocalClient
+from accerl.rollout import RolloutWorker
+from accerl.trajectories import TrajectorySample
+from accerl.types import EpisodePlan
 from accerl_wm import store
 from accerl_wm.cli import main
 from accerl_wm.config import ImaginationConfig
@@ -18,7 +24,8 @@ from accerl_wm.frames import FrameBuffer, of_demonstration
 from accerl_wm.imagination import Imagination
 from accerl_wm.reward import ConvolutionalReward, ConvolutionalRewardConfig
 from accerl_wm.training import focal_cross_entropy
-from tests.wm.scenes import SPEC, server
+from accerl_wm.types import Frames
+from tests.wm.scenes import DOTS, SPEC, Gathered, server
 
 LINE = "--env.suite dots --env.tasks red,blue --env.image-size 16 --env.chunk-length 2 --env.max-decisions 8"
 
@@ -62,8 +69,6 @@ def test_a_trained_world_model_imagines_for_a_policy(world, demos):
 def test_what_was_saved_predicts_the_same(world):
     first, second = store.load(world), store.load(world)
     frames = torch.randint(256, (3, 2, 1, 16, 16, 3), dtype=torch.uint8)
-    from accerl_wm.types import Frames
-
     past = Frames(images=frames, proprio=torch.zeros(3, 2, 2))
     one, other = (model.observation.predict(past, torch.ones(3, 2, 2, 2)) for model in (first, second))
     assert torch.equal(one.images, other.images) and torch.equal(one.proprio, other.proprio)
@@ -100,8 +105,6 @@ def test_an_instruction_without_a_known_word_is_refused():
     model = ConvolutionalReward(
         ConvolutionalRewardConfig(image_size=16, num_cameras=1, proprio_dim=2, vocabulary=("go",))
     )
-    from accerl_wm.types import Frames
-
     frames = Frames(images=torch.zeros(1, 1, 16, 16, 3, dtype=torch.uint8), proprio=torch.zeros(1, 2))
     with pytest.raises(ValueError, match="fly away"):
         model.predict(frames, ["fly away"])
@@ -113,3 +116,29 @@ def test_focal_cross_entropy_with_gamma_0_is_cross_entropy_and_discounts_what_is
     assert focal_cross_entropy(logits, target, 0.0).item() == pytest.approx(each.mean().item())
     missed = 1 - torch.sigmoid(logits)
     assert focal_cross_entropy(logits, target, 2.0).item() == pytest.approx((missed**2 * each).mean().item())
+
+
+def test_a_run_is_audited_by_the_trajectories_that_it_keeps(world, tmp_path, capsys):
+    with pytest.raises(ConfigError, match=r"rollout\.keep-state"):
+        main(["audit", "--world-model", str(world), "--run", str(kept_run(tmp_path / "without", keep_state=False))])
+    run = kept_run(tmp_path / "with", keep_state=True)
+    assert main(["audit", "--world-model", str(world), "--run", str(run), "--num", "3"]) == 0
+    found = json.loads((run / "audit.json").read_text())
+    tasks = [audited["task"] for audited in found["audits"]]
+    assert len(tasks) == 3 and set(tasks[:2]) == {"red", "blue"}
+    assert all(audited["psnr"][0] == 100 for audited in found["audits"])
+    assert (run / "audit.png").stat().st_size > 5000
+    assert "of 3" in capsys.readouterr().out
+
+
+def kept_run(folder, keep_state: bool):
+    """The folder of a run that has kept every trajectory of four episodes."""
+    gathered = Gathered([EpisodePlan(task=task, seed=seed) for seed in range(2) for task in ("red", "blue")])
+    config = RolloutConfig(slots_per_worker=1, keep_state=keep_state)
+    worker = RolloutWorker("w", lambda: make_env(DOTS), config, LocalClient(server()), gathered, gathered, seed=0)
+    asyncio.run(worker.run())
+    sample = TrajectorySample(folder / "trajectories", every=1)
+    for trajectory in gathered.trajectories:
+        sample.offer(trajectory)
+    (folder / "config.json").write_text(RunConfig(env=DOTS).model_dump_json())
+    return folder
