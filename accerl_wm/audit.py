@@ -17,9 +17,9 @@ from jaxtyping import Float32, UInt8
 from accerl.envs.state import unpack_state
 from accerl.protocols import StatefulEnv
 from accerl.types import Array
+from accerl_wm.carriers import Frames
 from accerl_wm.fidelity import psnr
 from accerl_wm.frames import Start
-from accerl_wm.types import Frames
 from accerl_wm.world import Question, WorldModel
 
 

@@ -8,13 +8,13 @@ import json
 import torch
 
 from accerl.types import EnvSpec
+from accerl_wm.carriers import Frames, Windows
 from accerl_wm.protocols import (
     ObservationModel,
     RewardModel,
     TrainableObservationModel,
     TrainableRewardModel,
 )
-from accerl_wm.types import Frames, Windows
 
 BATCH = 3
 

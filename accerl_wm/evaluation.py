@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from accerl_wm.carriers import Frames, Windows
 from accerl_wm.fidelity import area_under_curve, calibration_error, changed_psnr, psnr, roll_out, ssim
 from accerl_wm.frames import FrameBuffer, cut_window, num_decisions, stack
-from accerl_wm.types import Frames, Windows
 from accerl_wm.world import WorldModel
 
 BATCH = 64

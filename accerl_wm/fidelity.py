@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from accerl_wm.carriers import Frames, Windows
 from accerl_wm.protocols import ObservationModel
-from accerl_wm.types import Frames, Windows
 
 CHANGED = 8
 """Levels of 255 by which a pixel of a changed place differs, in any colour."""

@@ -19,7 +19,7 @@ from jaxtyping import Float32, UInt8
 
 from accerl.demos import Demonstration
 from accerl.types import Array, Trajectory
-from accerl_wm.types import Frames, Origin, Windows
+from accerl_wm.carriers import Frames, Origin, Windows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

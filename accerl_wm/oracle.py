@@ -18,7 +18,7 @@ from torch import Tensor
 from accerl.envs.state import unpack_state
 from accerl.protocols import StatefulEnv
 from accerl.types import Observation
-from accerl_wm.types import Frames, Origin
+from accerl_wm.carriers import Frames, Origin
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The two models that stand in for a simulator. Whatever predicts plugs in here, the simulator itself included.
 
-`accerl_wm.conformance` runs any implementation against these promises. Axes are those of `accerl_wm.types`.
+`accerl_wm.conformance` runs any implementation against these promises. Axes are those of `accerl_wm.carriers`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from accerl_wm.types import Frames, Windows
+from accerl_wm.carriers import Frames, Windows
 
 
 @runtime_checkable

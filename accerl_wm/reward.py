@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from accerl.config import Section
+from accerl_wm.carriers import Frames
 from accerl_wm.protocols import TrainableRewardModel
-from accerl_wm.types import Frames
 
 if TYPE_CHECKING:
     from accerl.policies.openvla_oft.reward import SuccessClassifier

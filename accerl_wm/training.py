@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from accerl_wm.carriers import Frames, Windows
 from accerl_wm.config import ObservationTraining, RewardTraining
 from accerl_wm.fidelity import fitted_temperature
 from accerl_wm.frames import FrameBuffer
 from accerl_wm.protocols import ObservationModel, TrainableObservationModel, TrainableRewardModel
-from accerl_wm.types import Frames, Windows
 
 OnUpdate = Callable[[dict[str, float]], None]
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float32, UInt8
 
 from accerl.types import Array
+from accerl_wm.carriers import Frames
 from accerl_wm.protocols import ObservationModel, RewardModel
-from accerl_wm.types import Frames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,11 +15,11 @@ from jaxtyping import Float32
 from pydantic import Field
 from torch import Tensor, nn
 
+from accerl_wm.carriers import Frames, Windows
 from accerl_wm.observation.conditioning import Conditioning, Conditions, Scaling
 from accerl_wm.observation.config import SceneConfig
 from accerl_wm.observation.layers import UNet
 from accerl_wm.observation.unroll import Decision, unroll
-from accerl_wm.types import Frames, Windows
 
 
 class DeterministicConfig(SceneConfig):

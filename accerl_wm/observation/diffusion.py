@@ -20,10 +20,10 @@ from jaxtyping import Float32
 from pydantic import Field
 from torch import Tensor, nn
 
+from accerl_wm.carriers import Frames, Windows
 from accerl_wm.observation.conditioning import Conditioning, Conditions, Scaling
 from accerl_wm.observation.config import SceneConfig
 from accerl_wm.observation.unroll import Decision, unroll
-from accerl_wm.types import Frames, Windows
 
 NOISE_LEVELS = 1000.0
 """What `UNet2DModel` embeds is a time step of hundreds; c_noise is a logarithm around 0."""

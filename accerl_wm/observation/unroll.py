@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from accerl_wm.carriers import Windows
 from accerl_wm.observation.body import localisation_loss
 from accerl_wm.observation.conditioning import Scaling
 from accerl_wm.observation.config import SceneConfig
-from accerl_wm.types import Windows
 
 CHANGED = 0.08
 """How much of [-1, 1] a pixel differs by before it counts as changed: 10 of 255."""

@@ -17,9 +17,9 @@ from accerl.protocols import StatefulEnv
 from accerl.rollout import RolloutWorker
 from accerl.types import EpisodePlan, Trajectory
 from accerl_wm.audit import Audit, audit, picture
+from accerl_wm.carriers import Frames
 from accerl_wm.frames import cut_start, of_trajectory
 from accerl_wm.oracle import Oracle, OracleReward
-from accerl_wm.types import Frames
 from accerl_wm.world import WorldModel
 from tests.wm.scenes import DOTS, Gathered, server
 

@@ -9,9 +9,9 @@ import torch
 
 from accerl.types import EnvSpec
 from accerl_wm import observation
+from accerl_wm.carriers import Frames
 from accerl_wm.conformance import check_observation_model, check_reward_model
 from accerl_wm.reward import ConvolutionalReward, ConvolutionalRewardConfig
-from accerl_wm.types import Frames
 
 SPEC = EnvSpec(
     tasks=("red",),

@@ -18,11 +18,11 @@ from accerl.policy_server import LocalClient
 from accerl.protocols import StatefulEnv
 from accerl.rollout import RolloutWorker
 from accerl.types import EpisodePlan, Trajectory
+from accerl_wm.carriers import Frames
 from accerl_wm.config import ImaginationConfig
 from accerl_wm.frames import FrameBuffer, of_trajectory
 from accerl_wm.imagination import Imagination, ImaginedEnv
 from accerl_wm.oracle import Oracle, OracleReward
-from accerl_wm.types import Frames
 from accerl_wm.world import Imagined, Question, WorldModel
 from tests.wm.scenes import DOTS, SPEC, Gathered, server
 
@@ -105,7 +105,7 @@ def test_the_oracle_imagines_what_happened_when_the_same_actions_are_taken(real,
 
 
 def _origin(trajectory: Trajectory, decision: int) -> Any:
-    from accerl_wm.types import Origin
+    from accerl_wm.carriers import Origin
 
     assert trajectory.action is not None
     return Origin(trajectory.state, trajectory.action[:decision])

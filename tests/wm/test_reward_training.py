@@ -18,13 +18,13 @@ from accerl.rollout import RolloutWorker
 from accerl.trajectories import TrajectorySample
 from accerl.types import EpisodePlan
 from accerl_wm import store
+from accerl_wm.carriers import Frames
 from accerl_wm.cli import main
 from accerl_wm.config import ImaginationConfig
 from accerl_wm.frames import FrameBuffer, of_demonstration
 from accerl_wm.imagination import Imagination
 from accerl_wm.reward import ConvolutionalReward, ConvolutionalRewardConfig
 from accerl_wm.training import focal_cross_entropy
-from accerl_wm.types import Frames
 from tests.wm.scenes import DOTS, SPEC, Gathered, server
 
 LINE = "--env.suite dots --env.tasks red,blue --env.image-size 16 --env.chunk-length 2 --env.max-decisions 8"

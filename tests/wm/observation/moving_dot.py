@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from accerl_wm.types import Frames, Windows
+from accerl_wm.carriers import Frames, Windows
 
 SIZE, CHUNK, WALL = 16, 2, 0.5
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from accerl_wm.carriers import Frames, Windows
 from accerl_wm.observation import build
 from accerl_wm.protocols import TrainableObservationModel, as_module
-from accerl_wm.types import Frames, Windows
 from tests.wm.observation.moving_dot import CHUNK, SIZE, psnr, windows
 
 KINDS = ("deterministic", "diffusion")

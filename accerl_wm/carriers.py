@@ -1,4 +1,4 @@
-"""What travels between the world model's parts.
+"""What travels between the parts of the world model. (A module `types` would hide Python's from builds in this folder.)
 
 Axes: `batch` imaginations, or windows of training data; `time` consecutive decisions; `history` the last of them that a
 model looks back on, oldest first; `chunk` actions of a decision.
