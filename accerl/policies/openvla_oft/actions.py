@@ -21,7 +21,8 @@ from torch import Tensor
 from accerl.types import Array
 
 NUM_TOKENS = 256
-EDGES = torch.linspace(-1, 1, NUM_TOKENS, dtype=torch.float64, device="cpu")
+EDGES = torch.from_numpy(np.linspace(-1, 1, NUM_TOKENS))
+"""As upstream computes them: those of torch are others, in the last bit."""
 CENTRES = (EDGES[:-1] + EDGES[1:]) / 2
 EPSILON = 1e-8
 """Added to the range of a dimension, as upstream does."""

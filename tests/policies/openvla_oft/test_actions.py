@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from accerl.policies.openvla_oft.actions import (
@@ -28,6 +28,8 @@ def test_published_ids_of_minus_one_zero_and_one():
 
 
 @given(st.lists(st.floats(-1.5, 1.5), min_size=1, max_size=20))
+@example(np.linspace(-1, 1, 256).tolist())
+@example([0.6])
 def test_ids_are_32000_less_numpys_digitize(values):
     expected = 32000 - np.digitize(np.clip(values, -1, 1), np.linspace(-1, 1, 256))
     assert (31744 + to_tokens(torch.tensor(values, dtype=torch.float64))).tolist() == expected.tolist()
