@@ -22,6 +22,8 @@ from tests.policies.openvla_oft.fakes import SEEDS, observations, tiny_policy
 from tests.roles.fakes import tiny_policy as tiny_vla
 
 TEXTS = ("go to the red dot", "go to the blue dot over there", "go", "go to the dot that is not red, but blue")
+PLACES = 48
+"""Of a prompt; the policy has as many as its own instructions take, unless told otherwise."""
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU")]
 
 
@@ -63,7 +65,7 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
 
 
 def test_a_compiled_server_compiles_once_a_bucket_whatever_the_prompts(counter: CompileCounter) -> None:
-    policy = tiny_policy()
+    policy = tiny_policy(prompt_length=PLACES)
     plain, compiled = served(policy), served(policy, compile=True)
     weights = Weights(version=1, tensors={name: 1.1 * tensor for name, tensor in policy.state_dict().items()})
     for version in range(2):  # the second is answered by the other copy of the weights
@@ -81,7 +83,7 @@ def test_a_compiled_server_compiles_once_a_bucket_whatever_the_prompts(counter: 
 
 
 def test_compiling_leaves_the_names_of_the_weights(counter: CompileCounter) -> None:
-    policy = tiny_policy()
+    policy = tiny_policy(prompt_length=PLACES)
     names = list(policy.state_dict())
     policy.compile_network()
     assert list(policy.state_dict()) == names
@@ -114,7 +116,9 @@ def test_a_policy_that_cannot_be_compiled_is_refused() -> None:
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_nothing_is_captured_without_a_gpu(lora: bool) -> None:
-    policy: Any = LowRankPolicy(tiny_policy(), rank=2, alpha=2) if lora else tiny_policy()
+    policy: Any = (
+        LowRankPolicy(tiny_policy(prompt_length=PLACES), rank=2, alpha=2) if lora else tiny_policy(prompt_length=PLACES)
+    )
     with pytest.raises(
         ConfigError, match=r"^inference\.cuda_graphs: the policy is on cpu, not on a GPU; leave it out$"
     ):
@@ -122,7 +126,7 @@ def test_nothing_is_captured_without_a_gpu(lora: bool) -> None:
 
 
 def test_a_captured_forward_refuses_gradients_and_a_copy_has_no_graphs() -> None:
-    model = tiny_policy().model
+    model = tiny_policy(prompt_length=PLACES).model
     graphed = GraphedForward(model)
     prompts: Any = None
     with pytest.raises(RuntimeError, match=r"no gradients; call it in torch\.inference_mode\(\)"):
@@ -141,7 +145,7 @@ class TestOnAGPU:
 
     @pytest.mark.parametrize("compiled", [False, True])
     def test_captured_answers_are_those_of_the_plain_network_under_new_weights_too(self, compiled: bool) -> None:
-        policy = tiny_policy()
+        policy = tiny_policy(prompt_length=PLACES)
         plain, captured = (
             served(policy, device="cuda"),
             served(policy, device="cuda", cuda_graphs=True, compile=compiled),
@@ -157,7 +161,7 @@ class TestOnAGPU:
         assert captured._active._graphs.num_graphs == 2  # pyright: ignore[reportAttributeAccessIssue]
 
     def test_a_prediction_is_not_overwritten_by_the_next_one(self) -> None:
-        policy = tiny_policy().to("cuda")
+        policy = tiny_policy(prompt_length=PLACES).to("cuda")
         policy.capture_network()
         with torch.inference_mode():
             first = policy._predict(observations(2))
