@@ -77,10 +77,12 @@ class Conditioning(nn.Module):
         )
 
     def forward(self, images: Tensor, proprio: Tensor, actions: Tensor) -> Conditions:
-        """Args:
-        images: of the history [B, H, V, 3, 2 S, 2 S], in [-1, 1].
-        proprio: of the history [B, H, P], scaled.
-        actions: [B, H, chunk, action].
+        """What is known of the next frame.
+
+        Args:
+            images: of the history [B, H, V, 3, 2 S, 2 S], in [-1, 1].
+            proprio: of the history [B, H, P], scaled.
+            actions: [B, H, chunk, action].
         """
         views = images.shape[2]
         halves = F.pixel_unshuffle(images.transpose(1, 2).flatten(2, 3).flatten(0, 1), 2)

@@ -42,10 +42,15 @@ class Decision:
         return (error.flatten(1).mean(1) * self.is_real).sum() / self.is_real.sum().clamp(min=1.0)
 
     def body_losses(self, config: SceneConfig, proprio: Tensor, points: Tensor) -> dict[str, Tensor]:
-        """Of the predicted proprio [B, P] (its root mean square), and of the body's points in the image."""
+        """Of the predicted proprio [B, P] and of the body's points in the image.
+
+        The root mean square of each dimension by itself, or else the one that is hardest to predict drowns the others.
+        """
         moving = F.avg_pool2d((self.changed * self.is_real[:, None, None, None, None]).flatten(0, 1), 4)[:, 0]
+        squared = ((proprio - self.next_proprio).square() * self.is_real[:, None]).sum(0)
+        error = (squared / self.is_real.sum().clamp(min=1.0) + 1e-8).sqrt().mean()
         return {
-            "proprio": config.proprio_weight * self.mean((proprio - self.next_proprio).square()).add(1e-8).sqrt(),
+            "proprio": config.proprio_weight * error,
             "localisation": config.localisation_weight * localisation_loss(points, moving),
         }
 

@@ -16,7 +16,7 @@ def test_the_camera_finds_what_moves():
     )
     optimizer = torch.optim.Adam(keypoints.parameters(), lr=3e-3)
     for _ in range(200):
-        proprio, truth = seen(64)
+        proprio, truth = seen(32)
         pixel = ((truth + 1) * 8).long().clamp(0, 15).flatten(0, 1)
         changed = torch.zeros(len(pixel), 16, 16)
         changed[torch.arange(len(pixel)), pixel[:, 1], pixel[:, 0]] = 1.0
