@@ -20,7 +20,7 @@ from accerl.types import Array
 from accerl_wm.carriers import Frames
 from accerl_wm.fidelity import psnr
 from accerl_wm.frames import Start
-from accerl_wm.world import Question, WorldModel
+from accerl_wm.world import Past, WorldModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +60,7 @@ def audit(
     observation = env.load_state(unpack_state(start.origin.state))
     for action in start.origin.played:
         observation = env.step_chunk(action).observation
-    images, proprio, past_actions = list(start.images), list(start.proprio), list(start.action)
-    history, memory = world.history, start.origin
+    past = Past(start, world.history)
     real, real_proprio, success = [observation["images"]], [observation["proprio"]], [0.0]
     dreamed = [start.images[-1]]
     dreamed_proprio, probability = [start.proprio[-1]], [_judge(world, start.images[-1], start.proprio[-1], start)]
@@ -73,21 +72,8 @@ def audit(
         real.append(result.observation["images"])
         real_proprio.append(result.observation["proprio"])
         success.append(float(result.success))
-        past_actions.append(action)
-        (imagined,) = world.answer(
-            [
-                Question(
-                    images=np.stack(images[-history:]),
-                    proprio=np.stack(proprio[-history:]),
-                    action=np.stack(past_actions[-history:]),
-                    instruction=start.instruction,
-                    memory=memory,
-                )
-            ]
-        )
-        memory = imagined.memory
-        images.append(imagined.images)
-        proprio.append(imagined.proprio)
+        (imagined,) = world.answer([past.question(action)])
+        past.take(imagined)
         dreamed.append(imagined.images)
         dreamed_proprio.append(imagined.proprio)
         probability.append(imagined.success)

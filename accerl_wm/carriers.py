@@ -63,3 +63,12 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self.actions)
+
+    def to(self, device: torch.device | str) -> Windows:
+        return Windows(
+            frames=self.frames.to(device),
+            actions=self.actions.to(device),
+            is_real=self.is_real.to(device),
+            success=self.success.to(device),
+            instructions=self.instructions,
+        )

@@ -113,17 +113,17 @@ def evaluate(options: EvalOptions) -> int:
     world = store.load(options.world_model)
     frames, env = read_data(options)
     check_fit(EnvConfig(**facts["env"]), env)
-    rows = evaluation.drift(world, frames, env.chunk_length, HORIZONS)
+    rows = evaluation.drift(world, frames, HORIZONS)
     if not rows:
         raise ConfigError("held_out: no episode is held out; raise it")
     show_drift(rows)
-    found = evaluation.recognition(world, frames, env.chunk_length)
+    found = evaluation.recognition(world, frames)
     for name, value in found.items():
         say(f"{name:28s} {value:.3f}")
     out = options.out or options.world_model / "evaluation.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_file(out, json.dumps({"drift": rows, "recognition": found}, indent=1))
-    strip = evaluation.film_strip(world, frames, env.chunk_length, options.strip_decisions)
+    strip = evaluation.film_strip(world, frames, options.strip_decisions)
     iio.imwrite(out.with_suffix(".png"), strip)
     say(f"{out}\n{out.with_suffix('.png')}: what happened, and below it what was imagined")
     return 0

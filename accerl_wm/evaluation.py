@@ -22,7 +22,7 @@ from accerl_wm.world import WorldModel
 BATCH = 64
 
 
-def drift(world: WorldModel, frames: FrameBuffer, chunk_length: int, horizons: Sequence[int]) -> list[dict[str, Any]]:
+def drift(world: WorldModel, frames: FrameBuffer, horizons: Sequence[int]) -> list[dict[str, Any]]:
     """A row a horizon: fidelity of what is predicted that many decisions ahead, on the model's own outputs.
 
     Windows start at every decision of the held-out episodes from which the horizon can be reached. `copy` is what
@@ -31,7 +31,7 @@ def drift(world: WorldModel, frames: FrameBuffer, chunk_length: int, horizons: S
     rows = []
     for horizon in horizons:
         found: dict[str, list[torch.Tensor]] = defaultdict(list)
-        for windows in reaching(frames, chunk_length, world.history, horizon):
+        for windows in reaching(frames, world.history, horizon):
             predicted = roll_out(world.observation, windows, horizon)[:, -1]
             truth, before = windows.frames[:, -1], windows.frames[:, world.history - 1]
             found["psnr"].append(psnr(predicted.images, truth.images))
@@ -45,10 +45,10 @@ def drift(world: WorldModel, frames: FrameBuffer, chunk_length: int, horizons: S
     return rows
 
 
-def recognition(world: WorldModel, frames: FrameBuffer, chunk_length: int) -> dict[str, float]:
+def recognition(world: WorldModel, frames: FrameBuffer) -> dict[str, float]:
     """Of success: on every decision of the held-out episodes, seen, and imagined from their first frame on."""
     found: dict[str, list[torch.Tensor]] = defaultdict(list)
-    for windows in whole(frames, chunk_length, world.history):
+    for windows in whole(frames, world.history):
         steps = windows.actions.shape[1] - world.history + 1
         imagined = roll_out(world.observation, windows, steps)
         real = windows.frames[:, world.history :]
@@ -73,11 +73,11 @@ def recognition(world: WorldModel, frames: FrameBuffer, chunk_length: int) -> di
 
 
 def film_strip(
-    world: WorldModel, frames: FrameBuffer, chunk_length: int, decisions: int, num_episodes: int = 4
+    world: WorldModel, frames: FrameBuffer, decisions: int, num_episodes: int = 4
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Episodes, tasks by turns: what happened above what was imagined from the first frame, camera by camera."""
     strips = []
-    for windows in whole(frames, chunk_length, world.history)[:num_episodes]:
+    for windows in whole(frames, world.history)[:num_episodes]:
         steps = min(decisions, windows.actions.shape[1] - world.history + 1)
         imagined = roll_out(world.observation, windows, steps).images[0]
         real = windows.frames.images[0, world.history - 1 : world.history + steps]
@@ -89,9 +89,9 @@ def film_strip(
     return np.concatenate(strips)
 
 
-def reaching(frames: FrameBuffer, chunk_length: int, history: int, horizon: int) -> list[Windows]:
+def reaching(frames: FrameBuffer, history: int, horizon: int) -> list[Windows]:
     """Batches of windows from every decision of held-out episodes from which `horizon` more are there."""
-    generator = np.random.default_rng(0)
+    generator, chunk_length = np.random.default_rng(0), frames.chunk_length
     cut = [
         cut_window(episode, (start - history + 1) * chunk_length, horizon + history - 1, chunk_length, generator)
         for episode in frames.episodes(held_out=True)
@@ -100,10 +100,10 @@ def reaching(frames: FrameBuffer, chunk_length: int, history: int, horizon: int)
     return [stack(cut[first : first + BATCH]) for first in range(0, len(cut), BATCH)]
 
 
-def whole(frames: FrameBuffer, chunk_length: int, history: int) -> list[Windows]:
+def whole(frames: FrameBuffer, history: int) -> list[Windows]:
     """Each held-out episode as one window, tasks by turns."""
     by_task: dict[str, list[Windows]] = defaultdict(list)
-    generator = np.random.default_rng(0)
+    generator, chunk_length = np.random.default_rng(0), frames.chunk_length
     for episode in frames.episodes(held_out=True):
         time = num_decisions(episode, chunk_length) + history - 1
         by_task[episode.task].append(cut_window(episode, (1 - history) * chunk_length, time, chunk_length, generator))

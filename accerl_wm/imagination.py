@@ -11,21 +11,19 @@ An imagined episode begins in a real moment and is cut after a horizon, where th
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float32, UInt8
 
 from accerl.config import RolloutConfig
 from accerl.policy_server import LocalBatches, LocalClient, PolicyServer
 from accerl.rollout import RolloutWorker, derive_seed
-from accerl.types import Array, ChunkResult, EnvSpec, Episode, EpisodePlan, Observation, Trajectory
+from accerl.types import ChunkResult, EnvSpec, Episode, EpisodePlan, Observation, Trajectory
 from accerl_wm.config import ImaginationConfig
 from accerl_wm.frames import Start
-from accerl_wm.world import Imagined, Question, WorldModel
+from accerl_wm.world import Imagined, Past, Question, WorldModel
 
 
 class Starts(Protocol):
@@ -65,10 +63,7 @@ class ImaginedEnv:
         self._discount = discount
         self._generator = np.random.default_rng()
         self._start: Start
-        self._images: deque[UInt8[Array, "camera height width 3"]]
-        self._proprio: deque[Float32[Array, " proprio"]]
-        self._actions: deque[Float32[Array, "chunk action"]]
-        self._memory: Any = None
+        self._past: Past
         self._success = 0.0
         self._num_decisions = 0
 
@@ -80,21 +75,15 @@ class ImaginedEnv:
             self._generator = np.random.default_rng(seed)
         task = (options or {}).get("task", self.spec.tasks[0])
         start = self._starts.start(task, self._history, self._generator, self._config.near_success)
-        self._images, self._proprio, self._actions = (
-            deque(column, maxlen=self._history) for column in (start.images, start.proprio, start.action)
-        )
-        self._start, self._memory, self._num_decisions = start, start.origin, 0
+        self._start, self._past, self._num_decisions = start, Past(start, self._history), 0
         if self._config.reward != "success":
-            self._success = (await self._models.ask(self._question(None))).success
+            self._success = (await self._models.ask(self._past.question(None))).success
         return self._observe(), {"task": task, "episode_step": start.episode_step}
 
     async def step_chunk(self, actions: np.ndarray, on_step: Callable[[], None] | None = None) -> ChunkResult:
         """Ask for what these actions lead to."""
-        self._actions.append(np.clip(np.asarray(actions, np.float32), -1.0, 1.0))
-        imagined = await self._models.ask(self._question(np.stack(self._actions)))
-        self._images.append(imagined.images)
-        self._proprio.append(imagined.proprio)
-        self._memory = imagined.memory
+        imagined = await self._models.ask(self._past.question(np.clip(np.asarray(actions, np.float32), -1.0, 1.0)))
+        self._past.take(imagined)
         before, self._success = self._success, imagined.success
         self._num_decisions += 1
         spec = self.spec
@@ -123,17 +112,9 @@ class ImaginedEnv:
             case "difference":
                 return self._success - before
 
-    def _question(self, action: Float32[Array, "history chunk action"] | None) -> Question:
-        return Question(
-            images=np.stack(self._images),
-            proprio=np.stack(self._proprio),
-            action=action,
-            instruction=self._start.instruction,
-            memory=self._memory,
-        )
-
     def _observe(self) -> Observation:
-        return Observation(images=self._images[-1], proprio=self._proprio[-1], instruction=self._start.instruction)
+        past = self._past
+        return Observation(images=past.images[-1], proprio=past.proprio[-1], instruction=self._start.instruction)
 
 
 class Imagination:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self, runtime_checkable
 
 from jaxtyping import Float32
-from torch import Tensor, nn
+from torch import Tensor
 
 from accerl_wm.carriers import Frames, Windows
 
@@ -81,10 +81,3 @@ class TrainableRewardModel(RewardModel, _Trainable, Protocol):
     def logits(self, frames: Frames, instructions: Sequence[str]) -> Float32[Tensor, " batch"]:
         """Log-odds of success, with gradients, before calibration."""
         ...
-
-
-def as_module(model: Any) -> nn.Module:
-    """The model for what torch alone offers, such as an optimizer's parameters."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{type(model).__name__} is no torch.nn.Module, so it cannot be trained or saved here")
-    return model

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from accerl_wm.carriers import Frames, Windows
+from accerl_wm.carriers import Frames
 from accerl_wm.config import ObservationTraining, RewardTraining
 from accerl_wm.fidelity import fitted_temperature
 from accerl_wm.frames import FrameBuffer
@@ -54,7 +54,7 @@ class ObservationTrainer:
             ending=config.ending,
         )
         self.model.train()
-        loss, metrics = self.model.loss(to_device(windows, config.device))
+        loss, metrics = self.model.loss(windows.to(config.device))
         self.updates += 1
         norm = _step(self._optimizer, loss, self.model, rate(config.lr, progress, self.updates, config.warmup_updates))
         return {**metrics, "loss": loss.item(), "grad_norm": norm, "steps": float(steps)}
@@ -126,7 +126,7 @@ class RewardTrainer:
         windows = self._frames.windows(
             num, history, history, self._generator, held_out=held_out, ending=success_share or 0.0
         )
-        windows = to_device(windows, self._config.device)
+        windows = windows.to(self._config.device)
         real, success, instructions = windows.frames[:, -1], windows.success[:, -1], list(windows.instructions)
         if self._observation is None:
             return real, success, instructions
@@ -162,16 +162,6 @@ def rate(lr: float, progress: float, updates: int, warmup_updates: int) -> float
     """Cosine to a twentieth, after a linear rise."""
     decay = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
     return lr * decay * min(1.0, updates / max(1, warmup_updates))
-
-
-def to_device(windows: Windows, device: torch.device | str) -> Windows:
-    return Windows(
-        frames=windows.frames.to(device),
-        actions=windows.actions.to(device),
-        is_real=windows.is_real.to(device),
-        success=windows.success.to(device),
-        instructions=windows.instructions,
-    )
 
 
 def _optimizer(model: Any, config: ObservationTraining | RewardTraining) -> torch.optim.AdamW:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from jaxtyping import Float32, UInt8
 
 from accerl.types import Array
 from accerl_wm.carriers import Frames
+from accerl_wm.frames import Start
 from accerl_wm.protocols import ObservationModel, RewardModel
 
 
@@ -37,6 +39,35 @@ class Imagined(NamedTuple):
     success: float
     """Probability that it shows the instruction fulfilled."""
     memory: Any
+
+
+class Past:
+    """What an imagination looks back on: the real moments that it started from, then imagined ones."""
+
+    def __init__(self, start: Start, history: int):
+        self.images = deque(start.images, maxlen=history)
+        self.proprio = deque(start.proprio, maxlen=history)
+        self._actions = deque(start.action, maxlen=history)
+        self._instruction = start.instruction
+        self._memory: Any = start.origin
+
+    def question(self, action: Float32[Array, "chunk action"] | None) -> Question:
+        """What comes of `action`; None: how near to success the present moment is."""
+        if action is not None:
+            self._actions.append(action)
+        return Question(
+            images=np.stack(self.images),
+            proprio=np.stack(self.proprio),
+            action=None if action is None else np.stack(self._actions),
+            instruction=self._instruction,
+            memory=self._memory,
+        )
+
+    def take(self, imagined: Imagined) -> None:
+        """The answer is the present moment."""
+        self.images.append(imagined.images)
+        self.proprio.append(imagined.proprio)
+        self._memory = imagined.memory
 
 
 class WorldModel:

@@ -81,11 +81,12 @@ def _dispatch(arguments: list[str]) -> int:
     if name == "--version":
         print(f"accerl {__version__}")
         return DONE
-    if (plugin := _plugins().get(name)) is not None:
-        return plugin.load()(rest)
-    if name not in COMMANDS:
-        raise ConfigError(f"command: unknown command {name!r}; {suggest(name, [*COMMANDS, *_plugins()])}")
-    return COMMANDS[name](rest)
+    if name in COMMANDS:
+        return COMMANDS[name](rest)
+    plugins = _plugins()
+    if name in plugins:
+        return plugins[name].load()(rest)
+    raise ConfigError(f"command: unknown command {name!r}; {suggest(name, [*COMMANDS, *plugins])}")
 
 
 def _plugins() -> dict[str, EntryPoint]:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch import nn
 
 from accerl_wm.carriers import Frames, Windows
 from accerl_wm.observation import build
-from accerl_wm.protocols import TrainableObservationModel, as_module
+from accerl_wm.protocols import TrainableObservationModel
 from tests.wm.observation.moving_dot import CHUNK, SIZE, psnr, windows
 
 KINDS = ("deterministic", "diffusion")
@@ -120,7 +120,7 @@ def test_every_parameter_learns(kind: str):
     loss.backward()
     idle = [
         name
-        for name, parameter in as_module(model).named_parameters()
+        for name, parameter in cast(nn.Module, model).named_parameters()
         if parameter.grad is None or not parameter.grad.abs().sum() > 0
     ]
     assert not idle
@@ -188,7 +188,7 @@ def test_settings_that_cannot_be_are_refused():
 
 def randomized(model: TrainableObservationModel) -> TrainableObservationModel:
     """With weights where they start at zero, as after some training."""
-    module: nn.Module = as_module(model)
+    module = cast(nn.Module, model)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
