@@ -10,7 +10,7 @@ from typing import Any
 from accerl.config import ConfigError, RunConfig
 from accerl.envs import check_tasks, make_env, read_spec
 from accerl.policies import KINDS, find_class
-from accerl.protocols import Policy
+from accerl.protocols import Policy, StatefulEnv
 from accerl.types import EnvSpec
 
 
@@ -75,9 +75,15 @@ def _open_fields(config: RunConfig, spec: EnvSpec) -> dict[str, Any]:
 
 
 def describe_env(config: RunConfig, tasks: Sequence[str]) -> tuple[EnvSpec, list[str]]:
-    """The environment's facts and the instruction of each of `tasks`, which are started for it."""
+    """The environment's facts and the instruction of each of `tasks`, which are started for it.
+
+    Raises:
+        ConfigError: its state is to be kept, and it has none that can be.
+    """
     env = make_env(config.env)
     try:
+        if config.rollout.keep_state and not isinstance(env, StatefulEnv):
+            raise ConfigError(f"rollout.keep_state: env.suite={config.env.suite!r} has no save_state(); leave it out")
         instructions = [env.reset(seed=config.seed, options={"task": task})[0]["instruction"] for task in tasks]
         return env.spec, instructions
     finally:
