@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ LAST = ("last_images", "last_proprio")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration:
-    """A successful episode."""
+    """An episode of an expert."""
 
     task: str
     instruction: str
@@ -42,6 +43,7 @@ class Demonstration:
     last_images: UInt8[Array, "camera height width 3"] | None = None
     """After the last action: what success looks like. None: the data set has none."""
     last_proprio: Float32[Array, " proprio"] | None = None
+    success: bool = True
 
 
 def single_action(env: EnvConfig, config: DemosConfig) -> EnvConfig:
@@ -64,7 +66,7 @@ def without_images(env: EnvConfig) -> EnvConfig:
 def record(
     env: Env, expert: Expert, config: DemosConfig, on_episode: Callable[[str, bool], None] | None = None
 ) -> list[Demonstration]:
-    """`episodes_per_task` successes of each task of `env`, which takes single actions.
+    """`episodes_per_task` episodes of each task of `env`, which takes single actions: successes, unless failures count.
 
     Raises:
         RuntimeError: the expert failed five times as often as it had to succeed.
@@ -80,11 +82,12 @@ def record(
                 )
             demonstration = _play(env, expert, task, derive_seed(config.seed, index, tried), config.draw_every)
             tried += 1
-            kept += demonstration is not None
-            if demonstration is not None:
+            is_kept = demonstration.success or config.keep_failures
+            kept += is_kept
+            if is_kept:
                 demonstrations.append(demonstration)
             if on_episode is not None:
-                on_episode(task, demonstration is not None)
+                on_episode(task, is_kept)
     return demonstrations
 
 
@@ -113,7 +116,7 @@ def write_shard(
     }
     save_file(arrays | last_observations(demonstrations), shard)
     episodes = [
-        {**facts, "task": d.task, "instruction": d.instruction, "length": len(d.action)}
+        {**facts, "task": d.task, "instruction": d.instruction, "length": len(d.action), "success": d.success}
         for d, facts in zip(demonstrations, known or [{}] * len(demonstrations), strict=True)
     ]
     write_shard_index(shard, episodes)
@@ -156,16 +159,19 @@ def write_index(folder: Path, env: EnvConfig, config: DemosConfig, shards: Seque
     write_file(folder / "dataset.json", json.dumps(content, indent=1))
 
 
-def load(folder: Path) -> tuple[list[Demonstration], EnvConfig]:
+def load(folder: Path, failures: bool = False) -> tuple[list[Demonstration], EnvConfig]:
     """The demonstrations of a folder and the environment they were recorded in.
+
+    Args:
+        failures: failed episodes too, if the folder has some.
 
     Raises:
         ConfigError: the folder holds no complete data set of a known format.
     """
     index = read_index(folder)
     every = every_of(index)
-    demonstrations = [demonstration for shard in index["shards"] for demonstration in read_shard(folder, shard, every)]
-    return demonstrations, EnvConfig(**index["env"])
+    shards = (read_shard(folder, shard, every, failures) for shard in index["shards"])
+    return list(chain.from_iterable(shards)), EnvConfig(**index["env"])
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -188,8 +194,10 @@ def every_of(index: Mapping[str, Any]) -> int:
     return index["demos"].get("draw_every", 1)
 
 
-def read_shard(folder: Path, shard: Mapping[str, Any], every: int) -> Iterator[Demonstration]:
-    """The episodes of one shard of the index, one by one."""
+def read_shard(
+    folder: Path, shard: Mapping[str, Any], every: int, failures: bool = False
+) -> Iterator[Demonstration]:
+    """The episodes of one shard of the index, one by one; failed ones if they are asked for."""
     first_action = first_frame = 0
     with safe_open(folder / shard["file"], framework="numpy") as arrays:
         columns = {name: arrays.get_slice(name) for name in ("images", "proprio", "action")}
@@ -198,6 +206,9 @@ def read_shard(folder: Path, shard: Mapping[str, Any], every: int) -> Iterator[D
             actions = slice(first_action, first_action + episode["length"])
             frames = slice(first_frame, first_frame + num_frames(episode["length"], every))
             first_action, first_frame = actions.stop, frames.stop
+            success = episode.get("success", True)
+            if not success and not failures:
+                continue
             yield Demonstration(
                 task=episode["task"],
                 instruction=episode["instruction"],
@@ -205,11 +216,12 @@ def read_shard(folder: Path, shard: Mapping[str, Any], every: int) -> Iterator[D
                 proprio=columns["proprio"][frames],
                 action=columns["action"][actions],
                 every=every,
+                success=success,
                 **{name: column[row] for name, column in last.items()},
             )
 
 
-def _play(env: Env, expert: Expert, task: str, seed: int, every: int) -> Demonstration | None:
+def _play(env: Env, expert: Expert, task: str, seed: int, every: int) -> Demonstration:
     observation, _ = env.reset(seed=seed % 2**31, options={"task": task})
     instruction = observation["instruction"]
     images, proprio, actions = [], [], []
@@ -223,8 +235,6 @@ def _play(env: Env, expert: Expert, task: str, seed: int, every: int) -> Demonst
         observation = result.observation
         if result.terminal or result.truncated:
             break
-    if not result.success:
-        return None
     return Demonstration(
         task=task,
         instruction=instruction,
@@ -232,6 +242,7 @@ def _play(env: Env, expert: Expert, task: str, seed: int, every: int) -> Demonst
         proprio=np.stack(proprio),
         action=np.stack(actions),
         every=every,
+        success=result.success,
         last_images=observation["images"],
         last_proprio=observation["proprio"],
     )

@@ -61,6 +61,7 @@ class Recorded:
     length: int
     tried: int
     path: Path
+    success: bool = True
 
 
 def play_episodes(
@@ -146,7 +147,7 @@ def read_recorded(path: Path) -> Recorded:
 
 
 class _Recorder:
-    """Plays the expert until it succeeds, and writes what it did."""
+    """Plays the expert until it succeeds, or once where failures count, and writes what it did."""
 
     def __init__(self, env: EnvConfig, config: DemosConfig):
         from accerl.envs import make_env, make_expert
@@ -162,7 +163,7 @@ class _Recorder:
             seed = derive_seed(self._config.seed, index, wanted.number, attempt) % 2**31
             start = wanted.number + attempt
             played = self._play(wanted.task, seed, start, channel)
-            if played.success:
+            if played.success or self._config.keep_failures:
                 break
         else:
             remedy = "raise demos.speed or demos.patience, or lower demos.noise"
@@ -175,6 +176,7 @@ class _Recorder:
             length=len(played.actions),
             tried=attempt + 1,
             path=wanted.path,
+            success=played.success,
         )
         fields = {name: value for name, value in asdict(recorded).items() if name != "path"}
         arrays = {"states": np.stack(played.states), "action": np.stack(played.actions)}
@@ -235,7 +237,7 @@ class _Renderer:
             **last_observations(demonstrations),
         }
         _write(shard.path, arrays)
-        fields = ("task", "instruction", "length", "seed", "start")
+        fields = ("task", "instruction", "length", "seed", "start", "success")
         index = [{name: getattr(episode, name) for name in fields} for episode in shard.episodes]
         write_shard_index(shard.path, index)
 
@@ -266,6 +268,7 @@ class _Renderer:
             proprio=np.stack(proprio),
             action=actions,
             every=self._every,
+            success=episode.success,
             last_images=observation["images"],
             last_proprio=observation["proprio"],
         )

@@ -42,6 +42,8 @@ class TrainOptions(DataOptions):
     """Decisions that it looks back on."""
     window: Positive | None = None
     """Side in pixels, a multiple of 8, of the square around the body in which pictures change; none: all of it."""
+    widths: tuple[Positive, Positive, Positive] = (32, 48, 64)
+    """Channels at half, a quarter and an eighth of the image's size, multiples of 8."""
     num_threads: Positive = 1
     """Torch threads on a CPU."""
     observation: ObservationTraining = ObservationTraining()
@@ -57,6 +59,8 @@ class EvalOptions(DataOptions):
     """JSON file for the figures; a film strip goes beside it. None: into the folder of the world model."""
     strip_decisions: Positive = 10
     """Length of the film strip."""
+    device: str = "cpu"
+    """Torch device."""
 
 
 class AuditOptions(Section):
@@ -86,12 +90,14 @@ def train(options: TrainOptions) -> int:
     size = sum(parameter.numel() for parameter in observing.parameters())
     say(f"{len(frames)} episodes of {len(frames.tasks)} tasks; observation model of {size / 1e6:.2f} M parameters")
     watching = training.ObservationTrainer(observing, frames, options.observation)
-    with progress(options.observation.updates, "updates of the observation model") as advance:
-        training.fit(watching.update, options.observation.updates, lambda m: advance(f"loss {m['loss']:.4f}"))
+    budget = options.observation
+    with progress(budget.updates, "updates of the observation model") as advance:
+        training.fit(watching.update, budget.updates, budget.max_s, lambda m: advance(f"loss {m['loss']:.4f}"))
     observing.train(False)
     judging = training.RewardTrainer(rewarding, frames, options.reward, observing)
-    with progress(options.reward.updates, "updates of the reward model") as advance:
-        training.fit(judging.update, options.reward.updates, lambda m: advance(f"accuracy {m['accuracy']:.3f}"))
+    budget = options.reward
+    with progress(budget.updates, "updates of the reward model") as advance:
+        training.fit(judging.update, budget.updates, budget.max_s, lambda m: advance(f"accuracy {m['accuracy']:.3f}"))
     temperature = judging.calibrate()
     facts = {
         "env": env.model_dump(mode="json"),
@@ -110,7 +116,7 @@ def evaluate(options: EvalOptions) -> int:
     from accerl_wm import evaluation, store
 
     facts = store.read_facts(options.world_model)
-    world = store.load(options.world_model)
+    world = store.load(options.world_model, options.device)
     frames, env = read_data(options)
     check_fit(EnvConfig(**facts["env"]), env)
     rows = evaluation.drift(world, frames, HORIZONS)
@@ -192,7 +198,7 @@ def read_data(options: DataOptions) -> tuple[FrameBuffer, EnvConfig]:
     frames: FrameBuffer | None = None
     first: EnvConfig | None = None
     for folder in options.demos:
-        demonstrations, env = demos.load(folder)
+        demonstrations, env = demos.load(folder, failures=True)
         if frames is None or first is None:
             frames, first = FrameBuffer(env.chunk_length, held_out=options.held_out), env
         check_fit(first, env)
@@ -231,6 +237,7 @@ def new_models(options: TrainOptions, frames: FrameBuffer) -> tuple[TrainableObs
         **scene,
         "history": options.history,
         "window": options.window,
+        "widths": options.widths,
         "action_dim": episodes[0].action.shape[1],
         "chunk_length": frames.chunk_length,
         "proprio_bounds": list(zip(summary["q01"], summary["q99"], strict=True)),

@@ -38,6 +38,8 @@ class ObservationTraining(Section):
 
     updates: Positive = 3000
     """Optimizer steps."""
+    max_s: PositiveFloat | None = None
+    """Seconds after which the training is over, however many steps were taken; the learning rate falls in time."""
     batch_size: Positive = 32
     """Windows in a step, of the first of `steps`; longer ones are fewer, so that a step costs about as much."""
     steps: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 1, 2, 4)
@@ -61,6 +63,8 @@ class RewardTraining(Section):
 
     updates: Positive = 1500
     """Optimizer steps."""
+    max_s: PositiveFloat | None = None
+    """Seconds after which the training is over, however many steps were taken; the learning rate falls in time."""
     batch_size: Positive = 64
     """Frames in a step."""
     success_share: Fraction = 0.5

@@ -32,6 +32,7 @@ def drift(world: WorldModel, frames: FrameBuffer, horizons: Sequence[int]) -> li
     for horizon in horizons:
         found: dict[str, list[torch.Tensor]] = defaultdict(list)
         for windows in reaching(frames, world.history, horizon):
+            windows = windows.to(world.device)
             predicted = roll_out(world.observation, windows, horizon)[:, -1]
             truth, before = windows.frames[:, -1], windows.frames[:, world.history - 1]
             found["psnr"].append(psnr(predicted.images, truth.images))
@@ -49,10 +50,10 @@ def recognition(world: WorldModel, frames: FrameBuffer) -> dict[str, float]:
     """Of success: on every decision of the held-out episodes, seen, and imagined from their first frame on."""
     found: dict[str, list[torch.Tensor]] = defaultdict(list)
     for windows in whole(frames, world.history):
-        steps = windows.actions.shape[1] - world.history + 1
+        steps, windows = windows.actions.shape[1] - world.history + 1, windows.to(world.device)
         imagined = roll_out(world.observation, windows, steps)
         real = windows.frames[:, world.history :]
-        label = windows.success[0, world.history :]
+        label = windows.success[0, world.history :].cpu()
         for name, seen in (("real", real), ("imagined", imagined)):
             flat = Frames(images=seen.images[0], proprio=seen.proprio[0])
             with torch.inference_mode():
@@ -79,7 +80,7 @@ def film_strip(
     strips = []
     for windows in whole(frames, world.history)[:num_episodes]:
         steps = min(decisions, windows.actions.shape[1] - world.history + 1)
-        imagined = roll_out(world.observation, windows, steps).images[0]
+        imagined = roll_out(world.observation, windows.to(world.device), steps).images[0].cpu()
         real = windows.frames.images[0, world.history - 1 : world.history + steps]
         for shown in (real, torch.cat([real[:1], imagined])):
             missing = decisions + 1 - len(shown)

@@ -77,7 +77,7 @@ def of_demonstration(demonstration: Demonstration) -> RealEpisode:
         proprio=np.concatenate([demonstration.proprio, demonstration.last_proprio[None]]),
         action=demonstration.action,
         every=demonstration.every,
-        success=True,
+        success=demonstration.success,
     )
 
 

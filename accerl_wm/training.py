@@ -7,6 +7,7 @@ frames ─► windows ─► ObservationTrainer ─► observation model ─┐ 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -141,11 +142,20 @@ class RewardTrainer:
 
 
 def fit(
-    update: Callable[[float], dict[str, float]], num_updates: int, on_update: OnUpdate = lambda metrics: None
+    update: Callable[[float], dict[str, float]],
+    num_updates: int,
+    max_s: float | None = None,
+    on_update: OnUpdate = lambda metrics: None,
 ) -> None:
-    """All updates of a trainer."""
+    """All updates of a trainer, or as many as there is time for."""
+    began = time.monotonic()
     for number in range(num_updates):
-        on_update(update(number / num_updates))
+        progress = number / num_updates
+        if max_s is not None:
+            progress = max(progress, (time.monotonic() - began) / max_s)
+        if progress >= 1:
+            return
+        on_update(update(progress))
 
 
 def focal_cross_entropy(logits: Tensor, target: Tensor, gamma: float) -> Tensor:

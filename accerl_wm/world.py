@@ -76,7 +76,7 @@ class WorldModel:
     def __init__(self, observation: ObservationModel, reward: RewardModel, device: torch.device | str = "cpu"):
         self.observation = observation
         self.reward = reward
-        self._device = torch.device(device)
+        self.device = torch.device(device)
 
     @property
     def history(self) -> int:
@@ -110,4 +110,4 @@ class WorldModel:
         return [Imagined(*row) for row in zip(*rows, strict=True)]
 
     def _stacked(self, arrays: Sequence[Any]) -> torch.Tensor:
-        return torch.from_numpy(np.stack(arrays)).to(self._device)
+        return torch.from_numpy(np.stack(arrays)).to(self.device)

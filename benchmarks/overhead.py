@@ -98,12 +98,12 @@ def settings(root: Path, seed: int) -> dict[str, Any]:
 
 
 def wait_for_line(run: accerl.Run, after_s: float) -> dict[str, Any]:
-    """The first line of metrics after that many seconds of training."""
+    """The first line of metrics that is later than that many seconds of training."""
     while True:
         state = run.status()
         if state["state"] in ("failed", "dead"):
             raise RuntimeError(f"the run ended: {state['reason']}")
-        late = [line for line in run.metrics() if line["wall_s"] >= after_s]
+        late = [line for line in run.metrics() if line["wall_s"] > after_s]
         if late:
             return late[0]
         time.sleep(0.5)

@@ -77,7 +77,7 @@ def record(options: DemosOptions) -> int:
     record_here = _record_in_pool if options.workers else _record_in_process
     kept, tried = record_here(options)
     actions = json.loads((options.out / "dataset.json").read_text())["statistics"]["num_transitions"]
-    say(f"{kept} successful episodes of {tried} tried, {actions} actions: {options.out}")
+    say(f"{kept} of {tried} episodes kept, {actions} actions: {options.out}")
     return 0
 
 

@@ -74,6 +74,8 @@ class DemosConfig(Section):
 
     episodes_per_task: Positive = 25
     """Successful episodes kept of each task."""
+    keep_failures: bool = False
+    """Failed episodes are kept and count too: a world model learns from them, cloning leaves them out."""
     speed: PositiveFloat = 0.7
     """Factor on the expert's actions; below 1 gives slow demonstrations, which leave something to learn."""
     noise: Annotated[float, Field(ge=0)] = 0.3

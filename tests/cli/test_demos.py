@@ -30,7 +30,7 @@ def line(tmp_path: Path) -> list[str]:
 
 def test_what_workers_record_can_be_cloned(line, tmp_path, capsys):
     assert main(line) == 0
-    assert "6 successful episodes of 6 tried" in capsys.readouterr().out
+    assert "6 of 6 episodes kept" in capsys.readouterr().out
     demonstrations, env = load(tmp_path / "data")
     assert [demonstration.task for demonstration in demonstrations] == ["red"] * 3 + ["blue"] * 3
     assert env.chunk_length == 2

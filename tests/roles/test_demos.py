@@ -106,6 +106,24 @@ def test_failed_episodes_are_reported_and_not_kept():
     assert len(kept) == 2
 
 
+def test_failures_are_kept_where_they_count_and_given_to_those_who_ask(tmp_path: Path):
+    config = CONFIG.model_copy(update={"keep_failures": True})
+    env = make_env(single_action(DOTS, config))
+    expert = make_expert(DOTS, env, noise=0.1)
+    number = iter(range(100))
+
+    def sometimes(env) -> np.ndarray:
+        if env._loop.num_decisions == 0:
+            sometimes.fails = next(number) % 2 == 0
+        return np.zeros(2) if sometimes.fails else expert(env)
+
+    kept = record(env, sometimes, config)
+    assert [demonstration.success for demonstration in kept] == [False, True] * len(DOTS.tasks)
+    save(tmp_path, kept, DOTS, config)
+    assert [each.success for each in load(tmp_path)[0]] == [True] * len(DOTS.tasks)
+    assert all(same(one, other) for one, other in zip(load(tmp_path, failures=True)[0], kept, strict=True))
+
+
 def test_an_expert_that_hardly_ever_succeeds_is_given_up():
     env = make_env(single_action(DOTS, CONFIG))
     told: list[bool] = []

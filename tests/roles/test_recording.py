@@ -132,6 +132,15 @@ def test_an_expert_that_fails_is_tried_again_with_other_noise(tmp_path):
     assert all(episode.start == int(episode.path.stem[-5:]) + episode.tried - 1 for episode in recorded)
 
 
+def test_a_failure_that_counts_is_kept_and_not_tried_again(tmp_path):
+    changes = {"speed": 0.5, "noise": 1.5, "patience": 1.0, "keep_failures": True}
+    record(tmp_path, config=CONFIG.model_copy(update=changes))
+    found = [demonstration.success for demonstration in load(tmp_path, failures=True)[0]]
+    assert set(found) == {True, False}
+    assert len(load(tmp_path)[0]) == sum(found)
+    assert all(read_recorded(path).tried == 1 for path in (tmp_path / "episodes").glob("*.safetensors"))
+
+
 def test_an_expert_that_never_succeeds_is_given_up_with_a_remedy(tmp_path):
     config = CONFIG.model_copy(update={"speed": 0.01, "noise": 0.0, "episodes_per_task": 1})
     with pytest.raises(RuntimeError, match=r"^(red|blue): raised: .* failed 20 times in a row; raise demos.speed or"):
