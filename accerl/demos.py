@@ -194,9 +194,7 @@ def every_of(index: Mapping[str, Any]) -> int:
     return index["demos"].get("draw_every", 1)
 
 
-def read_shard(
-    folder: Path, shard: Mapping[str, Any], every: int, failures: bool = False
-) -> Iterator[Demonstration]:
+def read_shard(folder: Path, shard: Mapping[str, Any], every: int, failures: bool = False) -> Iterator[Demonstration]:
     """The episodes of one shard of the index, one by one; failed ones if they are asked for."""
     first_action = first_frame = 0
     with safe_open(folder / shard["file"], framework="numpy") as arrays:

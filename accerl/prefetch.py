@@ -31,7 +31,7 @@ class MicroBatch:
     is_last: bool
     """It closes the global batch: the optimizer steps after it."""
     episodes: tuple[int, ...]
-    """Numbers of the episodes that end in it."""
+    """Numbers of the real episodes that end in it."""
 
 
 class Prefetcher:
@@ -126,7 +126,7 @@ class Prefetcher:
     def _emit(self, segments: Sequence[Trajectory], is_last: bool) -> None:
         with self._tracer.span("pack", "prefetch"):
             batch = self._pack(segments) if segments else None
-        ended = tuple(segment.episode for segment in segments if segment.ended)
+        ended = tuple(segment.episode for segment in segments if segment.ended and not segment.is_imagined)
         self._ready.put(MicroBatch(batch=batch, is_last=is_last, episodes=ended))
 
 

@@ -11,6 +11,7 @@ from accerl.cli.command import Command
 from accerl.config import ConfigError, EnvConfig, Fraction, Positive, Section, suggest
 from accerl.console import progress, say
 from accerl_wm.config import ObservationTraining, RewardTraining
+from accerl_wm.fit import check_fit
 
 if TYPE_CHECKING:
     from accerl.types import Trajectory
@@ -186,8 +187,8 @@ def newest_trajectories(run: Path, num: int) -> list[Trajectory]:
     return [found[turn] for turn in range(turns) for found in by_task.values() if turn < len(found)][:num]
 
 
-def read_data(options: DataOptions) -> tuple[FrameBuffer, EnvConfig]:
-    """All episodes, and the environment they were recorded in.
+def read_data(options: DataOptions, max_bytes: int | None = None) -> tuple[FrameBuffer, EnvConfig]:
+    """All episodes, or the last ones up to `max_bytes`, and the environment they were recorded in.
 
     Raises:
         ConfigError: data sets of different environments, or without last observations.
@@ -200,7 +201,7 @@ def read_data(options: DataOptions) -> tuple[FrameBuffer, EnvConfig]:
     for folder in options.demos:
         demonstrations, env = demos.load(folder, failures=True)
         if frames is None or first is None:
-            frames, first = FrameBuffer(env.chunk_length, held_out=options.held_out), env
+            frames, first = FrameBuffer(env.chunk_length, max_bytes, options.held_out), env
         check_fit(first, env)
         try:
             frames.add(map(of_demonstration, demonstrations))
@@ -209,16 +210,6 @@ def read_data(options: DataOptions) -> tuple[FrameBuffer, EnvConfig]:
     if frames is None or first is None:
         raise ConfigError("demos: no data set; give folders made by `accerl demos`")
     return frames, first
-
-
-def check_fit(known: EnvConfig, other: EnvConfig) -> None:
-    """Raises ConfigError naming what differs."""
-    for name in ("suite", "image_size", "cameras", "chunk_length", "steps_per_action"):
-        if getattr(known, name) != getattr(other, name):
-            raise ConfigError(
-                f"demos: env.{name} is {getattr(other, name)!r} in one data set and {getattr(known, name)!r} in "
-                f"another; they must look alike"
-            )
 
 
 def new_models(options: TrainOptions, frames: FrameBuffer) -> tuple[TrainableObservationModel, TrainableRewardModel]:

@@ -17,11 +17,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from accerl.config import RolloutConfig
+from accerl.config import ImaginationConfig, RolloutConfig
 from accerl.policy_server import LocalBatches, LocalClient, PolicyServer
 from accerl.rollout import RolloutWorker, derive_seed
 from accerl.types import ChunkResult, EnvSpec, Episode, EpisodePlan, Observation, Trajectory
-from accerl_wm.config import ImaginationConfig
 from accerl_wm.frames import Start
 from accerl_wm.world import Imagined, Past, Question, WorldModel
 
@@ -50,12 +49,21 @@ class ImaginedEnv:
         spec: of the real environment; observations look exactly as there.
         history: that the models look back on.
         discount: the objective's, for `reward = "potential"`.
+        horizon: at present, in the place of the configured one.
     """
 
     def __init__(
-        self, spec: EnvSpec, starts: Starts, models: Models, history: int, config: ImaginationConfig, discount: float
+        self,
+        spec: EnvSpec,
+        starts: Starts,
+        models: Models,
+        history: int,
+        config: ImaginationConfig,
+        discount: float,
+        horizon: Callable[[], int] | None = None,
     ):
         self.spec = spec
+        self._horizon = horizon or (lambda: config.horizon)
         self._starts = starts
         self._models = models
         self._history = history
@@ -97,7 +105,7 @@ class ImaginedEnv:
             success=success,
             num_actions=spec.chunk_length,
             num_env_steps=spec.chunk_length * spec.steps_per_action,
-            cut=not (success or truncated) and self._num_decisions >= self._config.horizon,
+            cut=not (success or truncated) and self._num_decisions >= self._horizon(),
         )
 
     def close(self) -> None:

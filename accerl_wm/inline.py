@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from accerl.config import ReplayConfig
+from accerl.config import ImaginationConfig, ReplayConfig
 from accerl.policy_server import PolicyServer
 from accerl.replay import Replay
 from accerl.types import Trajectory
-from accerl_wm.config import ImaginationConfig
 from accerl_wm.frames import FrameBuffer, of_trajectory
 from accerl_wm.imagination import Imagination
+from accerl_wm.online import OnlineTraining
 
 
 class InlineImagination:
@@ -18,10 +18,19 @@ class InlineImagination:
 
     Args:
         frames: that `imagination` starts from.
+        training: of the models that `imagination` asks; they learn when something is to be imagined.
     """
 
-    def __init__(self, imagination: Imagination, frames: FrameBuffer, config: ImaginationConfig, seed: int = 0):
+    def __init__(
+        self,
+        imagination: Imagination,
+        frames: FrameBuffer,
+        config: ImaginationConfig,
+        seed: int = 0,
+        training: Sequence[OnlineTraining] = (),
+    ):
         self.imagination = imagination
+        self.training = tuple(training)
         self.share = config.share
         self.replay = Replay(
             ReplayConfig(
@@ -37,10 +46,14 @@ class InlineImagination:
 
     def observe(self, trajectory: Trajectory) -> None:
         self._frames.add([of_trajectory(trajectory)])
+        for each in self.training:
+            each.collected(trajectory.num_decisions)
 
     def sample(self, num_decisions: int, batch: int, server: PolicyServer) -> Sequence[Trajectory]:
         """Raises RuntimeError if the replay of imagined trajectories cannot hold as many unused decisions."""
         while not (drawn := self.replay.sample(num_decisions, batch)):
+            for each in self.training:
+                each.catch_up()
             for trajectory in self.imagination.imagine(num_decisions, server):
                 if not self.replay.push(trajectory):
                     raise RuntimeError(f"imagination.capacity_decisions: too few for batches of {num_decisions}")

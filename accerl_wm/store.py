@@ -10,19 +10,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from accerl.config import ConfigError
-from accerl.files import replaced
+from accerl.files import replaced, sync
 from accerl_wm import observation, reward
 from accerl_wm.protocols import TrainableObservationModel, TrainableRewardModel
 from accerl_wm.world import WorldModel
 
 FORMAT = 1
+BUILD = {"observation": observation.build, "reward": reward.build}
+SHIPPED = Path(__file__).parent / "worlds"
 
 
 def save(
@@ -31,10 +33,24 @@ def save(
     """Write both models and what is to be known of them; a folder that is there is replaced as a whole."""
     with replaced(folder) as temporary:
         for name, model in (("observation", observing), ("reward", rewarding)):
-            (temporary / f"{name}.json").write_text(json.dumps(model.config_dict(), indent=1))
-            tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-            save_file(tensors, temporary / f"{name}.safetensors")
+            save_model(temporary, name, model)
         (temporary / "world.json").write_text(json.dumps({"format": FORMAT, **facts}, indent=1))
+
+
+def save_model(folder: Path, name: str, model: TrainableObservationModel | TrainableRewardModel) -> None:
+    """Write NAME.json and NAME.safetensors, the latter all of it or nothing."""
+    (folder / f"{name}.json").write_text(json.dumps(model.config_dict(), indent=1))
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    temporary = folder / f"{name}.part"
+    save_file(tensors, temporary)
+    sync(temporary)
+    temporary.rename(folder / f"{name}.safetensors")
+
+
+def find(folder: Path) -> Path:
+    """The folder, or where a world model of that name lies that is shipped with the package."""
+    shipped = SHIPPED / folder
+    return shipped if not folder.exists() and shipped.is_dir() else folder
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -43,6 +59,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it is no world model, or one of another format.
     """
+    folder = find(folder)
     path = folder / "world.json"
     if not path.is_file():
         raise ConfigError(f"world_model: {folder} holds no world.json; train one with `accerl wm train --out {folder}`")
@@ -59,13 +76,18 @@ def load(folder: Path, device: torch.device | str = "cpu") -> WorldModel:
         ConfigError: a file is missing, unreadable or does not fit.
     """
     read_facts(folder)
-    observing = _filled(observation.build, folder, "observation", device)
-    return WorldModel(observing, _filled(reward.build, folder, "reward", device), device)
+    return WorldModel(load_model(folder, "observation", device), load_model(folder, "reward", device), device)
 
 
-def _filled(build: Any, folder: Path, name: str, device: torch.device | str) -> Any:
+def load_model(folder: Path, name: Literal["observation", "reward"], device: torch.device | str = "cpu") -> Any:
+    """One of the two, ready to predict.
+
+    Raises:
+        ConfigError: a file is missing, unreadable or does not fit.
+    """
+    folder = find(folder)
     try:
-        model = build(json.loads((folder / f"{name}.json").read_text()))
+        model = BUILD[name](json.loads((folder / f"{name}.json").read_text()))
         model.load_state_dict(load_file(folder / f"{name}.safetensors"))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())

@@ -40,25 +40,27 @@ from accerl import demos
 from accerl.checkpoint import load_policy
 from accerl.cli import main as accerl_command
 from accerl.cli.options import RECIPES
-from accerl.config import EnvConfig, InferenceConfig, RunConfig, merge, read_file
+from accerl.config import EnvConfig, ImaginationConfig, InferenceConfig, RunConfig, merge, read_file
 from accerl.envs import make_env
 from accerl.evaluation import EvaluationReport, evaluate, plan_episodes
 from accerl.policy_server import PolicyServer
 from accerl.protocols import Policy, StatefulEnv
 from accerl.runtime.inline import InlineRun
 from accerl_wm import store
-from accerl_wm.config import ImaginationConfig
+from accerl_wm.config import ObservationTraining, RewardTraining
 from accerl_wm.frames import FrameBuffer, of_demonstration
 from accerl_wm.imagination import Imagination
 from accerl_wm.inline import InlineImagination
+from accerl_wm.online import OnlineTraining
 from accerl_wm.oracle import Oracle, OracleReward
+from accerl_wm.training import ObservationTrainer, RewardTrainer
 from accerl_wm.world import WorldModel
 from benchmarks.results_file import RESULTS, print_json, show
 from benchmarks.sweep import sweep
 
 NAME = "sample_efficiency"
 ARMS = ("real", "oracle", "model")
-KEY = ("arm", "seed", "share", "horizon", "updates", "real_per_update", "world_model")
+KEY = ("arm", "seed", "share", "horizon", "threshold", "learns", "updates", "real_per_update", "world_model")
 """What makes two runs the same."""
 FIRST_DECISIONS = {"real": 512, "oracle": 128, "model": 128}
 """Real ones before the first update."""
@@ -83,6 +85,8 @@ def main() -> int:
     parser.add_argument("--updates", type=int, default=100)
     parser.add_argument("--share", type=float, default=0.95, help="of a batch that is imagined")
     parser.add_argument("--horizon", type=int, default=8, help="decisions of an imagined episode")
+    parser.add_argument("--learns", type=float, default=0.5, help="updates of either model for a real decision")
+    parser.add_argument("--threshold", type=float, default=0.8, help="probability that is success, for `model`")
     parser.add_argument(
         "--real-per-update", type=int, default=256, help="decisions collected for one, without imagining"
     )
@@ -106,6 +110,8 @@ def wanted_run(arm: str, seed: int, options: argparse.Namespace) -> dict[str, An
         "seed": seed,
         "share": options.share if imagines else 0.0,
         "horizon": options.horizon if imagines else 0,
+        "threshold": options.threshold if arm == "model" else 0.0,
+        "learns": options.learns if arm == "model" else 0.0,
         "updates": options.updates,
         "real_per_update": options.imagined_real_per_update if imagines else options.real_per_update,
         "world_model": str(options.world_model) if arm == "model" else "",
@@ -174,7 +180,8 @@ def imagining(run: dict[str, Any], config: RunConfig) -> InlineImagination:
     """Imagined episodes that start from offline demonstrations and from what is collected; with the oracle, which needs
     the simulator's state, from the latter alone.
     """
-    settings = ImaginationConfig(share=run["share"], horizon=run["horizon"])
+    threshold = run["threshold"] or 0.5
+    settings = ImaginationConfig(share=run["share"], horizon=run["horizon"], threshold=threshold)
     frames = FrameBuffer(config.env.chunk_length, held_out=0.0)
     spec = make_env(config.env).spec
     if run["arm"] == "oracle":
@@ -183,7 +190,17 @@ def imagining(run: dict[str, Any], config: RunConfig) -> InlineImagination:
         world = store.load(Path(run["world_model"]))
         frames.add(map(of_demonstration, demos.load(START / "demos")[0]))
     imagination = Imagination(world, frames, spec, settings, config.objective.discount, run["seed"])
-    return InlineImagination(imagination, frames, settings, run["seed"])
+    training: list[OnlineTraining] = []
+    if run["learns"]:
+        watching: Any = world.observation
+        judging: Any = world.reward
+        observing = ObservationTraining(steps=(2,), lr=3e-4, batch_size=32, seed=run["seed"])
+        rewarding = RewardTraining(lr=3e-4, seed=run["seed"])
+        training = [
+            OnlineTraining(ObservationTrainer(watching, frames, observing), run["learns"]),
+            OnlineTraining(RewardTrainer(judging, frames, rewarding, watching), run["learns"]),
+        ]
+    return InlineImagination(imagination, frames, settings, run["seed"], training)
 
 
 class Judge:

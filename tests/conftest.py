@@ -31,6 +31,7 @@ STARTS_CLUSTERS = {
     "tests/runtime/test_run.py",
     "tests/runtime/test_scale.py",
     "tests/runtime/test_weights_store.py",
+    "tests/wm/test_runtime.py",
 }
 
 

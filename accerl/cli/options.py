@@ -3,6 +3,7 @@
 --learner.policy-lr 1e-4   --env.tasks=red,blue   --no-objective.group-scale   --limits.max-updates none
 --env libero_goal   a suite with its own defaults, in the place of the whole section
 --policy openvla-oft-tiny   short for --policy.kind openvla_oft_tiny
+--imagination   short for --imagination.enabled
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from accerl.config import ConfigError, EnvConfig, PolicyConfig, RunConfig, Section, merge, read_file
+from accerl.config import ConfigError, EnvConfig, ImaginationConfig, PolicyConfig, RunConfig, Section, merge, read_file
 
 Options = TypeVar("Options", bound=Section)
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -61,6 +62,9 @@ def parse(arguments: Sequence[str], model: type[Section], positional: str | None
         if annotation is PolicyConfig and (equals or (waiting and not waiting[0].startswith("--"))):
             kind = text if equals else waiting.popleft()
             values[f"{name}.kind"] = kind if ":" in kind else kind.replace("-", "_")
+            continue
+        if annotation is ImaginationConfig and not equals:
+            values[f"{name}.enabled"] = True
             continue
         if is_section(annotation):
             example = f"{option}.{next(iter(annotation.model_fields))}".replace("_", "-")

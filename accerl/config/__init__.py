@@ -6,6 +6,7 @@ The same object is built in Python, read from TOML (`RunConfig.load`) and change
     run          RunConfig: the whole, and what cannot work together
     environment  env, demos
     learning     policy, clone, objective, learner
+    imagination  imagination, of the world-model extra
     system       rollout, inference, replay, tasks, weights, placement, trace, limits, cluster
     sections     what they are made of
 """
@@ -13,6 +14,7 @@ The same object is built in Python, read from TOML (`RunConfig.load`) and change
 from accerl.config.environment import DemosConfig as DemosConfig
 from accerl.config.environment import EnvConfig as EnvConfig
 from accerl.config.environment import LiberoConfig as LiberoConfig
+from accerl.config.imagination import ImaginationConfig as ImaginationConfig
 from accerl.config.learning import CloneConfig as CloneConfig
 from accerl.config.learning import LearnerConfig as LearnerConfig
 from accerl.config.learning import ObjectiveConfig as ObjectiveConfig

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from accerl.config.environment import DemosConfig, EnvConfig
+from accerl.config.imagination import ImaginationConfig
 from accerl.config.learning import CloneConfig, LearnerConfig, ObjectiveConfig, PolicyConfig
 from accerl.config.sections import NonNegative, Section, merge, read_file
 from accerl.config.system import (
@@ -46,6 +47,7 @@ class RunConfig(Section):
     tasks: TaskConfig = TaskConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     learner: LearnerConfig = LearnerConfig()
+    imagination: ImaginationConfig = ImaginationConfig()
     limits: LimitsConfig = LimitsConfig()
     weights: WeightsConfig = WeightsConfig()
     placement: PlacementConfig = PlacementConfig()
@@ -130,6 +132,7 @@ class RunConfig(Section):
             ),
             *self._conflicts_of_groups(longest),
             *self._conflicts_of_the_replay(lag),
+            *self._conflicts_of_imagination(lag),
             (
                 self.inference.batch_size > self.num_slots,
                 f"inference.batch_size: {self.inference.batch_size} can never fill from rollout.num_workers * "
@@ -177,6 +180,46 @@ class RunConfig(Section):
                 lag is not None and replay.success_share is not None,
                 f"replay.success_share: {replay.success_share} cannot choose, as {bound} says what a batch is made of; "
                 f"leave it out",
+            ),
+        ]
+
+    def _conflicts_of_imagination(self, lag: int | None) -> list[tuple[bool, str]]:
+        imagination, replay = self.imagination, self.replay
+        on = imagination.enabled
+        batch = round(imagination.share * self.learner.batch_decisions)
+        return [
+            (
+                on and imagination.world_model is None,
+                "imagination.world_model: is missing; train one with `accerl wm train`",
+            ),
+            (
+                on and lag is not None,
+                "rollout.max_policy_lag: bounds the age of what is real only; leave it out, and mode='async', to "
+                "imagine",
+            ),
+            (
+                on and self.objective.advantages == "group",
+                "objective.advantages: 'group' compares episodes from one initial state, which imagined ones are not; "
+                "use 'gae'",
+            ),
+            (
+                on and self.weights.channel == "group",
+                "weights.channel: 'group' has no place for the processes that imagine; use 'shared' or 'store'",
+            ),
+            (
+                on and replay.streams,
+                "replay.max_reuse: 1 trains on decisions as they come, so that no share of a batch can be kept; use 2 "
+                "or more",
+            ),
+            (
+                on and imagination.capacity_decisions < batch + imagination.horizon,
+                f"imagination.capacity_decisions: {imagination.capacity_decisions} cannot hold the {batch} imagined "
+                f"decisions of a batch; raise it",
+            ),
+            (
+                on and imagination.distrusted > imagination.trusted,
+                f"imagination.distrusted: {imagination.distrusted} is above imagination.trusted="
+                f"{imagination.trusted}; lower it",
             ),
         ]
 

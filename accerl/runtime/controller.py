@@ -65,6 +65,8 @@ class Controller:
         self._writer = MetricsWriter(config.folder)
         self._weights: Board[tuple[int, list[Any]]] = Board((0, []))
         self._group = GroupBoard()
+        self._topics: dict[str, Board[Any]] = {}
+        self._imagined_share = config.imagination.share if config.imagination.enabled else 0.0
         self._crew = Crew(config, self._dispatcher, self._incidents, self._failures, self._group)
         self._knobs: knobs.Knobs = {}
         self._line: dict[str, Any] = {}
@@ -136,8 +138,22 @@ class Controller:
             "paused": self._dispatcher.is_paused,
             "progress": self.progress,
             "knobs": self._knobs,
-            "shards": self._crew.directory.value.giving,
+            "directory": self._crew.directory.value,
+            "imagined_share": self._imagined_share,
         }
+
+    async def trust(self, share: float, reason: str) -> None:
+        """Of each batch, so much may be imagined from now on."""
+        self._note(imagined_share=share, reason=reason)
+        self._imagined_share = share
+
+    async def post(self, topic: str, value: Any) -> None:
+        """Make `value` the newest of a topic; references in it belong into a list."""
+        await self._topics.setdefault(topic, Board(None)).post(value)
+
+    async def news(self, topic: str, seen: int, timeout_s: float) -> tuple[int, Any] | None:
+        """Number and newest value of a topic, once its number is above `seen`; None if it was not in time."""
+        return await self._topics.setdefault(topic, Board(None)).newer(seen, timeout_s)
 
     async def publish(self, version: int, reference: list[Any]) -> None:
         """Make a version of the weights the newest one."""

@@ -60,6 +60,8 @@ class Crew:
         """Place everybody. Raises what a constructor raised."""
         self.roles = Roles(self._config, start, controller, checkpoint)
         await self.roles.wait_until_ready()
+        now = self.directory.value
+        await self.directory.post(replace(now, imagined=self.roles.imagined(), observers=self.roles.observers()))
         await self._open(self.roles.of("replay"))
 
     async def work(self, *others: asyncio.Task[Any]) -> None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from accerl.runtime.actors.rank import RankActor
 from accerl.runtime.actors.replay import ReplayActor
 from accerl.runtime.actors.role import Wiring
 from accerl.runtime.actors.rollout import RolloutActor
+from accerl.runtime.extra import ExtraKind, extra_kinds
 from accerl.runtime.requests_zmq import KeyPair
 
-KINDS: dict[str, Any] = {
+BUILT_IN: dict[str, Any] = {
     "replay": ReplayActor,
     "learner": LearnerActor,
     "rank": RankActor,
@@ -60,7 +61,9 @@ class Roles:
             checkpoint=checkpoint,
         )
         self._actors: dict[str, Any] = {}
-        self._numbers = dict.fromkeys(KINDS, 0)
+        self._extra = extra_kinds(config)
+        self._kinds = BUILT_IN | {kind: extra.actor for kind, extra in self._extra.items()}
+        self._numbers = dict.fromkeys(self._kinds, 0)
         _check_gpus(config, ray.cluster_resources().get("GPU", 0.0))
         self._shared = _share(config)
         for kind, num in initial_counts(config).items():
@@ -90,8 +93,20 @@ class Roles:
             **self._strategy(kind, number),
         }
         arguments = (self._config, self._wiring) if kind == "learner" else (self._config, number, self._wiring)
-        self._actors[name] = ray.remote(KINDS[kind]).options(**options).remote(*arguments)
+        self._actors[name] = ray.remote(self._kinds[kind]).options(**options).remote(*arguments)
         return name
+
+    def imagined(self) -> dict[str, Any]:
+        """Shards that take and give what is imagined."""
+        return self._those(lambda extra: extra.is_replay)
+
+    def observers(self) -> dict[str, Any]:
+        """Those that are shown each real trajectory."""
+        return self._those(lambda extra: extra.observes)
+
+    def _those(self, wanted: Callable[[ExtraKind], bool]) -> dict[str, Any]:
+        kinds = [kind for kind, extra in self._extra.items() if wanted(extra)]
+        return {name: actor for kind in kinds for name, actor in self.of(kind).items()}
 
     def remove(self, name: str) -> None:
         """End one."""
@@ -132,6 +147,7 @@ def initial_counts(config: RunConfig) -> dict[str, int]:
         "rank": config.learner.num_ranks - 1,
         "inference": config.inference.num_services,
         "rollout": config.rollout.num_workers,
+        **{kind: extra.count for kind, extra in extra_kinds(config).items()},
     }
 
 
@@ -145,8 +161,10 @@ def resources(config: RunConfig, kind: str) -> dict[str, float]:
             gpus = placement.inference_gpus if config.inference.device.startswith("cuda") else 0.0
         case "rollout":
             return {"num_cpus": placement.rollout_cpus, "num_gpus": placement.rollout_gpus}
-        case _:
+        case "replay":
             gpus = 0.0
+        case _:
+            gpus = extra_kinds(config)[kind].gpus
     return {"num_cpus": 0, "num_gpus": gpus}
 
 

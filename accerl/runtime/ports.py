@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -29,6 +29,10 @@ class Directory:
     """Shards that have some."""
     services: Mapping[str, Any]
     """Endpoints of the inference services, or their actors."""
+    imagined: Mapping[str, Any] = field(default_factory=dict)
+    """Shards that take and give what is imagined."""
+    observers: Mapping[str, Any] = field(default_factory=dict)
+    """Those that are shown each real trajectory, by `observe`."""
 
 
 async def follow_directory(controller: Any, use: Callable[[Directory], None]) -> None:
@@ -52,6 +56,7 @@ class RaySink:
         self._controller = controller
         self._tracks_versions = tracks_versions
         self._shards: list[Any] = []
+        self._observers: list[Any] = []
         self._turn = itertools.count()
         self._there = asyncio.Event()
 
@@ -60,8 +65,14 @@ class RaySink:
         if self._shards:
             self._there.set()
 
+    def set_observers(self, observers: Mapping[str, Any]) -> None:
+        """Who else gets what is put, without being waited for."""
+        self._observers = list(observers.values())
+
     async def put(self, trajectory: Trajectory) -> None:
         await self._there.wait()
+        for observer in self._observers:
+            observer.observe.remote(trajectory)
         while not await self._push(self._shards[next(self._turn) % len(self._shards)], trajectory):
             await asyncio.sleep(RETRY_AFTER_S)
         if self._tracks_versions and not trajectory.ended:

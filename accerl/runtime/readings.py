@@ -11,6 +11,8 @@ from ray.exceptions import RayError
 from accerl.config import RunConfig
 
 ANSWER_WITHIN_S = 10.0
+REPORT = "report."
+"""Begins the names of what a role wants in the line as it is."""
 Reading = Mapping[str, float]
 
 
@@ -35,7 +37,7 @@ class Readings:
             if name in self._before and reading["time"] > self._before[name]["time"]
         ]
         self._before = now
-        return {**self._counts(answers), **self._held(now), **self._rates(changes)}
+        return {**self._counts(answers), **self._held(now), **self._rates(changes), **_reported(now)}
 
     def _counts(self, names: Iterable[str]) -> dict[str, float]:
         kinds = [name.split("-")[0] for name in names]
@@ -89,6 +91,16 @@ class Readings:
             if learner["progress"] > 0:
                 line["train_s_per_decision"] = trained / learner["progress"]
         return line
+
+
+def _reported(now: Mapping[str, Reading]) -> dict[str, float]:
+    """What roles want in the line as it is."""
+    return {
+        name.removeprefix(REPORT): value
+        for reading in now.values()
+        for name, value in reading.items()
+        if name.startswith(REPORT)
+    }
 
 
 def _change(now: Reading, before: Reading) -> dict[str, float]:

@@ -39,7 +39,7 @@ def config_of(**overrides: Any) -> RunConfig:
 def devices(config: RunConfig, start: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """Of each role."""
     (start / "policy.json").write_text(json.dumps({"kind": "tiny_vla"}))
-    monkeypatch.setattr(placement, "KINDS", dict.fromkeys(placement.KINDS, Somebody))
+    monkeypatch.setattr(placement, "BUILT_IN", dict.fromkeys(placement.BUILT_IN, Somebody))
     roles = Roles(config, start, controller=None, checkpoint=Checkpoint(version=0, first_episode=0))
     try:
         return {name: ray.get(actor.health.remote(), timeout=60) for name, actor in roles.named()}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from accerl.config import RolloutConfig
+from accerl.config import ImaginationConfig, RolloutConfig
 from accerl.envs import make_env
 from accerl.packing import pack
 from accerl.policy_server import LocalClient
@@ -19,7 +19,6 @@ from accerl.protocols import StatefulEnv
 from accerl.rollout import RolloutWorker
 from accerl.types import EpisodePlan, Trajectory
 from accerl_wm.carriers import Frames
-from accerl_wm.config import ImaginationConfig
 from accerl_wm.frames import FrameBuffer, of_trajectory
 from accerl_wm.imagination import Imagination, ImaginedEnv
 from accerl_wm.oracle import Oracle, OracleReward

@@ -7,11 +7,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from accerl.config import LearnerConfig, LimitsConfig, ReplayConfig, RolloutConfig, RunConfig
+from accerl.config import ImaginationConfig, LearnerConfig, LimitsConfig, ReplayConfig, RolloutConfig, RunConfig
 from accerl.envs import make_env
 from accerl.protocols import StatefulEnv
 from accerl.runtime.inline import InlineRun
-from accerl_wm.config import ImaginationConfig
 from accerl_wm.frames import FrameBuffer
 from accerl_wm.imagination import Imagination
 from accerl_wm.inline import InlineImagination

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from accerl.cli import main as accerl
-from accerl.config import ConfigError, RolloutConfig, RunConfig
+from accerl.config import ConfigError, ImaginationConfig, RolloutConfig, RunConfig
 from accerl.demos import load
 from accerl.envs import make_env
 from accerl.policy_server import LocalClient
@@ -20,7 +20,6 @@ from accerl.types import EpisodePlan
 from accerl_wm import store
 from accerl_wm.carriers import Frames
 from accerl_wm.cli import main
-from accerl_wm.config import ImaginationConfig
 from accerl_wm.frames import FrameBuffer, of_demonstration
 from accerl_wm.imagination import Imagination
 from accerl_wm.reward import ConvolutionalReward, ConvolutionalRewardConfig

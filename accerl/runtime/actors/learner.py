@@ -16,11 +16,12 @@ import torch
 from accerl import checkpoint
 from accerl.config import RunConfig, Section
 from accerl.learner import Learner
+from accerl.mixing import MixedSource
 from accerl.packing import pack
 from accerl.prefetch import Prefetcher
 from accerl.protocols import Policy
 from accerl.runtime.actors.role import Role, Wiring
-from accerl.runtime.ports import RaySource, Steering, follow_directory
+from accerl.runtime.ports import Directory, RaySource, Steering, follow_directory
 from accerl.runtime.ranks import RankedLearner, form_ranks
 from accerl.runtime.weight_channels import make_sender
 from accerl.types import Batch, Trajectory
@@ -44,15 +45,18 @@ class LearnerActor(Role):
         self._policy: Policy
         self._learner: Learner | RankedLearner
         self._trained_decisions = 0
-        self._source = RaySource(self._controller, is_bounded=config.max_policy_lag is not None)
+        self._real = RaySource(self._controller, is_bounded=config.max_policy_lag is not None)
+        self._imagined = RaySource(self._controller, is_bounded=False)
+        self._source: RaySource | MixedSource = self._real
+        self._imagined_share = config.imagination.share
+        if config.imagination.enabled:
+            self._source = MixedSource(self._real, self._imagined, lambda: self._imagined_share)
         self._wanted = threading.Event()
         self._saved = threading.Condition()
         self._last_saved: Path | None = written[-1] if written else None
 
     async def run(self, incarnation: int) -> None:
-        following = asyncio.create_task(
-            follow_directory(self._controller, lambda directory: self._source.set_shards(directory.giving))
-        )
+        following = asyncio.create_task(follow_directory(self._controller, self._use))
         try:
             with ThreadPoolExecutor(max_workers=1, thread_name_prefix="learner") as thread:
                 await asyncio.get_running_loop().run_in_executor(thread, self._train)
@@ -66,13 +70,18 @@ class LearnerActor(Role):
     async def health(self) -> dict[str, float]:
         return {**await super().health(), "progress": self._trained_decisions}
 
+    def _use(self, directory: Directory) -> None:
+        self._real.set_shards(directory.giving)
+        self._imagined.set_shards(directory.imagined)
+
     def _train(self) -> None:
         config = self._config
         self._policy, self._learner = self._make_learner()
         steering = Steering(self._controller)
         self._learner.begin(steering.begin(self._learner.version))
-        self._source.set_shards(steering.state["shards"])
-        self._source.reclaim()
+        self._use(steering.state["directory"])
+        self._real.reclaim()
+        self._imagined.reclaim()
         publisher = BackgroundPublisher(make_sender(config, self._controller), config.weights.trainable_only)
         publisher.publish(self._policy, self._learner.version)
         streams = config.max_policy_lag is not None or config.replay.streams
@@ -134,6 +143,7 @@ class LearnerActor(Role):
                 publisher.publish(self._policy, learner.version)
         self._source.confirm(learner.version - 1)
         steering.tell(update, learner.version, episodes)
+        self._imagined_share = steering.state["imagined_share"]
         self._turn(steering.state["knobs"])
 
     def _is_done(self) -> bool:

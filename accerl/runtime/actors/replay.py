@@ -32,9 +32,11 @@ RECENT_BYTES = 32 * 2**20
 class ReplayActor(Role):
     """It copies what it takes, so that it owns it and pins nothing in shared memory."""
 
+    kind = "replay"
+
     def __init__(self, config: RunConfig, index: int, wiring: Wiring):
-        super().__init__(config, f"replay-{index}")
-        self._folder = config.folder / "replay" / f"shard-{index}"
+        super().__init__(config, f"{self.kind}-{index}")
+        self._folder = config.folder / self.kind / f"shard-{index}"
         self._files, self._snapshots = self._open_folder(config, wiring)
         seed = derive_seed(config.seed, index, 7)
         self._replay = Replay(config.replay, seed, groups_of(config), self._files, self._snapshots)

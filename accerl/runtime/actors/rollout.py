@@ -46,6 +46,7 @@ class RolloutActor(Role):
 
                 def use(directory: Directory) -> None:
                     sink.set_shards(directory.taking)
+                    sink.set_observers(directory.observers)
                     client.set_services(directory.services)
 
                 following = asyncio.create_task(follow_directory(controller, use))

@@ -1,0 +1,86 @@
+"""The newest weights of the two models, from whoever trains them to whoever asks them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+
+from accerl.config import RunConfig
+from accerl_wm import store
+from accerl_wm.cli import DataOptions, read_data
+from accerl_wm.frames import FrameBuffer
+from accerl_wm.world import Imagined, Question, WorldModel
+
+FOLLOW_S = 20.0
+"""Longest wait of one question for newer weights."""
+Name = Literal["observation", "reward"]
+
+
+def world_folder(config: RunConfig) -> Path:
+    """Of the models that the run has trained."""
+    return config.folder / "world"
+
+
+def load_model(config: RunConfig, name: Name) -> Any:
+    """As the run has trained it, or as it was given."""
+    assert config.imagination.world_model is not None
+    own = world_folder(config)
+    folder = own if (own / f"{name}.safetensors").exists() else config.imagination.world_model
+    return store.load_model(folder, name, config.imagination.device)
+
+
+def new_frames(config: RunConfig, held_out: float = 0.0) -> FrameBuffer:
+    """With the demonstrations that imagination may start from."""
+    section = config.imagination
+    if section.demos:
+        return read_data(DataOptions(demos=section.demos, held_out=held_out), section.frames_mb * 2**20)[0]
+    return FrameBuffer(config.env.chunk_length, section.frames_mb * 2**20, held_out)
+
+
+async def publish(controller: Any, name: Name, model: Any) -> None:
+    """Make the model's weights the newest ones."""
+    state = {key: value.detach().cpu().numpy() for key, value in model.state_dict().items()}
+    await controller.post.remote(name, [ray.put(state)])
+
+
+class Follower:
+    """Takes newer weights as they are published, and puts them in place when it is told that nobody predicts."""
+
+    def __init__(self, controller: Any, models: dict[Name, Any]):
+        self._controller = controller
+        self._models = models
+        self._waiting: dict[Name, dict[str, Any]] = {}
+        self.taken = 0
+
+    async def follow(self, name: Name) -> None:
+        """Until cancelled."""
+        number = 0
+        while True:
+            answer = await self._controller.news.remote(name, number, FOLLOW_S)
+            if answer is not None:
+                number, (reference,) = answer
+                self._waiting[name] = await reference
+
+    def settle(self) -> None:
+        """Put in place what has come."""
+        import torch
+
+        while self._waiting:
+            name, state = self._waiting.popitem()
+            self._models[name].load_state_dict({key: torch.from_numpy(value.copy()) for key, value in state.items()})
+            self.taken += 1
+
+
+class LiveWorld:
+    """A world model whose weights are replaced between two batches."""
+
+    def __init__(self, world: WorldModel, follower: Follower):
+        self.world = world
+        self._follower = follower
+
+    def answer(self, questions: Sequence[Question]) -> list[Imagined]:
+        self._follower.settle()
+        return self.world.answer(questions)
