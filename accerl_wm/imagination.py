@@ -143,6 +143,8 @@ class Imagination:
     ):
         self.episodes: list[Episode] = []
         """All that were imagined."""
+        self.horizon = config.horizon
+        """Of the episodes that are imagined from now on."""
         self._world = world
         self._starts = starts
         self._spec = spec
@@ -170,7 +172,13 @@ class Imagination:
         worker = RolloutWorker(
             name="imagination",
             make_env=lambda: ImaginedEnv(
-                self._spec, self._starts, models, self._world.history, self._config, self._discount
+                self._spec,
+                self._starts,
+                models,
+                self._world.history,
+                self._config,
+                self._discount,
+                horizon=lambda: self.horizon,
             ),
             config=RolloutConfig(slots_per_worker=self._config.slots),
             client=LocalClient(server),

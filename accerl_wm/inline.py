@@ -11,6 +11,8 @@ from accerl.types import Trajectory
 from accerl_wm.frames import FrameBuffer, of_trajectory
 from accerl_wm.imagination import Imagination
 from accerl_wm.online import OnlineTraining
+from accerl_wm.reliability import Reliability, audit_episode
+from accerl_wm.world import WorldModel
 
 
 class InlineImagination:
@@ -18,6 +20,7 @@ class InlineImagination:
 
     Args:
         frames: that `imagination` starts from.
+        world: audited by each real episode, by which `share` and horizon change; None: it is trusted.
         training: of the models that `imagination` asks; they learn when something is to be imagined.
     """
 
@@ -28,9 +31,13 @@ class InlineImagination:
         config: ImaginationConfig,
         seed: int = 0,
         training: Sequence[OnlineTraining] = (),
+        world: WorldModel | None = None,
     ):
         self.imagination = imagination
         self.training = tuple(training)
+        self.reliability = Reliability(config)
+        self._world = world
+        self._threshold = config.threshold
         self.share = config.share
         self.replay = Replay(
             ReplayConfig(
@@ -45,7 +52,13 @@ class InlineImagination:
         self._frames = frames
 
     def observe(self, trajectory: Trajectory) -> None:
-        self._frames.add([of_trajectory(trajectory)])
+        episode = of_trajectory(trajectory)
+        if self._world is not None and trajectory.ended and episode.first_step == 0:
+            verdict = self.reliability.add(
+                audit_episode(self._world, episode, self._frames.chunk_length, self._threshold)
+            )
+            self.share, self.imagination.horizon = verdict.share, verdict.horizon
+        self._frames.add([episode])
         for each in self.training:
             each.collected(trajectory.num_decisions)
 

@@ -21,10 +21,12 @@ from accerl_wm.fidelity import psnr, roll_out
 from accerl_wm.frames import RealEpisode, cut_window, num_decisions
 from accerl_wm.world import WorldModel
 
-LEAST = 12
-"""Episodes before anything is judged."""
+LEAST = 8
+"""Episodes before anything is judged by how they end."""
+LEAST_FAILURES = 6
+"""Failures before anything is judged by what they look like to the models."""
 ALARM = 0.5
-"""Share of the failures imagined as successes from which the policy is said to exploit the models."""
+"""Share of the failures imagined as successes from which the policy exploits the models."""
 
 
 class Audited(NamedTuple):
@@ -60,13 +62,17 @@ class Reliability:
     @property
     def verdict(self) -> Verdict:
         config, same = self._config, self.same_outcome
+        short = max(1, config.horizon // 2)
+        if self.is_exploited:
+            said = f"{self.false_success:.0%} of the last failures look like successes to the models"
+            return Verdict(0.0, short, f"{said}: nothing is imagined until they are better")
         if len(self._audited) < LEAST:
             return Verdict(config.share, config.horizon, "")
         said = f"the models agree with {same:.0%} of the last {len(self._audited)} real episodes"
         if same < config.distrusted:
-            return Verdict(0.0, max(1, config.horizon // 2), f"{said}: nothing is imagined until they are better")
+            return Verdict(0.0, short, f"{said}: nothing is imagined until they are better")
         if same < config.trusted:
-            return Verdict(config.share, max(1, config.horizon // 2), f"{said}: half of the horizon")
+            return Verdict(config.share, short, f"{said}: half of the horizon")
         return Verdict(config.share, config.horizon, "")
 
     @property
@@ -88,7 +94,7 @@ class Reliability:
     def is_exploited(self) -> bool:
         """Most failures look like successes to the models: what the policy gains there it does not gain in reality."""
         failures = sum(not each.success for each in self._audited)
-        return failures >= LEAST and self.false_success > ALARM
+        return failures >= LEAST_FAILURES and self.false_success > ALARM
 
     def report(self) -> dict[str, float]:
         """For the metrics: what is known of it by now."""

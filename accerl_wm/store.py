@@ -50,7 +50,7 @@ def save_model(folder: Path, name: str, model: TrainableObservationModel | Train
 def find(folder: Path) -> Path:
     """The folder, or where a world model of that name lies that is shipped with the package."""
     shipped = SHIPPED / folder
-    return shipped if not folder.exists() and shipped.is_dir() else folder
+    return shipped if shipped.is_dir() and not (folder / "world.json").exists() else folder
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -138,7 +138,9 @@ class InlineRun:
             return self.replay.sample(size, version)
         imagined = round(self._imagination.share * size)
         real = self.replay.sample(size - imagined, version)
-        return [*real, *self._imagination.sample(imagined, version, self._server)] if real else ()
+        if not (real and imagined):
+            return real
+        return [*real, *self._imagination.sample(imagined, version, self._server)]
 
     def _close_batches(self) -> None:
         """Take what the batch at hand may have, and train on it once it is whole, in the order of the episodes."""

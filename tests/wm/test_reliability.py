@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def filled(real: str, imagined: str) -> Reliability:
 
 
 def test_nothing_is_judged_by_a_few_episodes():
-    verdict = filled("-" * 11, "+" * 11).verdict
+    verdict = filled("-" * 5 + "+" * 2, "+" * 5 + "-" * 2).verdict
     assert (verdict.share, verdict.horizon, verdict.reason) == (0.9, 6, "")
 
 
@@ -50,6 +51,7 @@ def test_models_that_have_become_better_are_trusted_again():
 def test_failures_that_look_like_successes_are_exploitation_and_missed_successes_are_not():
     exploited = filled("-" * 14 + "+" * 6, "+" * 10 + "-" * 4 + "+" * 6)
     assert exploited.is_exploited and exploited.false_success == pytest.approx(10 / 14)
+    assert exploited.verdict.share == 0 and "71% of the last failures look like successes" in exploited.verdict.reason
     blind = filled("-" * 14 + "+" * 6, "-" * 20)
     assert not blind.is_exploited and blind.missed_success == 1.0 and blind.false_success == 0.0
     assert not filled("-" * 5 + "+" * 15, "+" * 20).is_exploited, "five failures say little"
@@ -74,7 +76,7 @@ class Still:
 class Bright:
     """Success is a bright image."""
 
-    def predict(self, frames: Frames, instructions: list[str]) -> torch.Tensor:
+    def predict(self, frames: Frames, instructions: Sequence[str]) -> torch.Tensor:
         return frames.images.float().mean((1, 2, 3, 4)) / 255
 
 
