@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,13 @@ from accerl.config import ConfigError
 from accerl.types import Trajectory
 
 FORMAT = 1
+
+
+def owned(trajectory: Trajectory) -> Trajectory:
+    """A copy whose arrays belong to it, where those of an argument lie in shared memory and pin it."""
+    values = {field.name: getattr(trajectory, field.name) for field in fields(Trajectory) if field.name != "blob"}
+    arrays = {name: np.array(value) for name, value in values.items() if isinstance(value, np.ndarray)}
+    return replace(trajectory, **arrays, blob={name: np.array(value) for name, value in trajectory.blob.items()})
 
 
 def save(path: Path, trajectory: Trajectory) -> None:

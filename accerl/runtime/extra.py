@@ -1,7 +1,8 @@
-"""Roles that other distributions bring along, found by their entry points of the group `accerl.roles`.
+"""Roles that other distributions bring along, found by their entry points.
 
-An entry point is called with the run's configuration. It checks what concerns it, and gives its kinds of actors by
-name; their constructors take configuration, number and `Wiring`, as those of the core do.
+One of the group `accerl.checks` is called with the run's configuration before anything starts, and refuses what cannot
+work. One of `accerl.roles` gives its kinds of actors by name; their constructors take configuration, number and
+`Wiring`, as those of the core do.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 from accerl.config import ConfigError, RunConfig
 
-GROUP = "accerl.roles"
+ROLES, CHECKS = "accerl.roles", "accerl.checks"
 
 
 class ExtraKind(NamedTuple):
@@ -33,15 +34,23 @@ def extra_kinds(config: RunConfig) -> Mapping[str, ExtraKind]:
     """Those that the configuration asks for.
 
     Raises:
-        ConfigError: the distribution that brings them is not installed, or what concerns them does not fit.
+        ConfigError: the distribution that brings them is not installed.
     """
-    if not config.imagination.enabled:
-        return {}
-    return _find("imagination", "accerl[wm]")(config)
+    return _find(ROLES, "imagination", "accerl[wm]")(config) if config.imagination.enabled else {}
 
 
-def _find(name: str, distribution: str) -> Callable[[RunConfig], Mapping[str, ExtraKind]]:
-    for point in entry_points(group=GROUP):
+def check_extra(config: RunConfig) -> None:
+    """Refuse what those roles cannot do; none of them is imported.
+
+    Raises:
+        ConfigError: naming the field, the reason and the remedy.
+    """
+    if config.imagination.enabled:
+        _find(CHECKS, "imagination", "accerl[wm]")(config)
+
+
+def _find(group: str, name: str, distribution: str) -> Callable[[RunConfig], Any]:
+    for point in entry_points(group=group):
         if point.name == name:
             return point.load()
     raise ConfigError(f"{name}.enabled: needs pip install '{distribution}'")

@@ -71,8 +71,10 @@ class RaySink:
 
     async def put(self, trajectory: Trajectory) -> None:
         await self._there.wait()
-        for observer in self._observers:
-            observer.observe.remote(trajectory)
+        if self._observers:
+            once = ray.put(trajectory)
+            for observer in self._observers:
+                observer.observe.remote(once)
         while not await self._push(self._shards[next(self._turn) % len(self._shards)], trajectory):
             await asyncio.sleep(RETRY_AFTER_S)
         if self._tracks_versions and not trajectory.ended:

@@ -11,6 +11,7 @@ from accerl.config import ConfigError, RunConfig
 from accerl.envs import check_tasks, make_env, read_spec
 from accerl.policies import KINDS, find_class
 from accerl.protocols import Policy, StatefulEnv
+from accerl.runtime.extra import check_extra
 from accerl.types import EnvSpec
 
 
@@ -33,6 +34,9 @@ def check(config: RunConfig) -> None:
         _check_checkpoint(checkpoint, config)
     for section, device in (("inference", config.inference.device), ("learner", config.learner.device)):
         _check_device(section, device)
+    if config.imagination.enabled:
+        _check_device("imagination", config.imagination.device)
+    check_extra(config)
 
 
 def start_policy(config: RunConfig) -> Policy:

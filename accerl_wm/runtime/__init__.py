@@ -13,22 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from accerl.config import EnvConfig, RunConfig
+from accerl.config import RunConfig
 from accerl.runtime.extra import ExtraKind
-from accerl_wm import store
-from accerl_wm.fit import check_fit
 
 
 def roles(config: RunConfig) -> Mapping[str, ExtraKind]:
-    """Raises ConfigError if the world model is not there, or was made for other observations."""
+    """What imagination adds to a run."""
     from accerl_wm.runtime.dreams import DreamReplayActor
     from accerl_wm.runtime.imagining import ImaginationActor
     from accerl_wm.runtime.trainers import ObservationActor, RewardActor
 
     section = config.imagination
-    assert section.world_model is not None
-    facts = store.read_facts(section.world_model)
-    check_fit(EnvConfig(**facts["env"]), config.env, "imagination.world_model", "the world model's", "the run's")
     kinds = {
         "dreams": ExtraKind(DreamReplayActor, 1, is_replay=True),
         "imagination": ExtraKind(ImaginationActor, section.num_workers, section.gpus, observes=True),

@@ -25,6 +25,7 @@ from accerl.runtime.actors.role import Role, Wiring
 from accerl.runtime.ports import RaySink, follow_directory
 from accerl.runtime.readings import REPORT
 from accerl.runtime.weight_channels import make_source
+from accerl.trajectories import owned
 from accerl.types import Episode, EpisodePlan, Trajectory
 from accerl_wm.frames import FrameBuffer, of_trajectory
 from accerl_wm.imagination import ImaginedEnv
@@ -75,7 +76,7 @@ class ImaginationActor(Role):
 
     async def observe(self, trajectory: Trajectory) -> None:
         """A real one."""
-        self._arrived.put(trajectory)
+        self._arrived.put(owned(trajectory))
 
     async def health(self) -> dict[str, float]:
         decisions = 0 if self._worker is None else self._worker.num_decisions

@@ -15,6 +15,7 @@ from accerl.config import RunConfig
 from accerl.rollout import derive_seed
 from accerl.runtime.actors.role import Role, Wiring
 from accerl.runtime.readings import REPORT
+from accerl.trajectories import owned
 from accerl.types import Trajectory
 from accerl_wm import store
 from accerl_wm.config import ObservationTraining, RewardTraining
@@ -70,7 +71,7 @@ class TrainerActor(Role):
 
     async def observe(self, trajectory: Trajectory) -> None:
         """A real one."""
-        self._arrived.put(trajectory)
+        self._arrived.put(owned(trajectory))
 
     async def health(self) -> dict[str, float]:
         found = {**await super().health(), "progress": self._updates}

@@ -15,7 +15,7 @@ import torch
 from accerl import demos
 from accerl.config import ConfigError, DemosConfig, RunConfig
 from accerl.envs import make_env, make_expert
-from accerl.runtime.extra import extra_kinds
+from accerl.runtime.preflight import check
 from accerl.runtime.run import Run
 from accerl_wm import observation, reward, store
 from accerl_wm.cli import main
@@ -143,10 +143,12 @@ def test_what_cannot_work_is_refused_before_anything_starts(changes: dict[str, A
 def test_a_world_model_that_is_not_there_or_of_other_images_is_refused(world: Path, tmp_path: Path):
     fields = {"imagination.enabled": True, "imagination.world_model": tmp_path / "none", "env": DOTS.model_dump()}
     with pytest.raises(ConfigError, match=r"world\.json"):
-        extra_kinds(RunConfig(**_nested(fields)))
+        check(RunConfig(**_nested(fields)))
+    with pytest.raises(ConfigError, match=r"data: .*dataset\.json"):
+        check(RunConfig(**_nested(fields | {"imagination.world_model": world, "imagination.demos": (tmp_path,)})))
     larger = DOTS.model_copy(update={"image_size": 64}).model_dump()
     with pytest.raises(ConfigError, match=r"imagination\.world_model: .*env\.image_size is 32, the run's 64"):
-        extra_kinds(RunConfig(**_nested(fields | {"imagination.world_model": world, "env": larger})))
+        check(RunConfig(**_nested(fields | {"imagination.world_model": world, "env": larger})))
 
 
 def _nested(fields: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 
-import numpy as np
 from safetensors import SafetensorError
 
 from accerl.config import RunConfig
@@ -22,7 +20,7 @@ from accerl.replay.snapshot import Checkpoint
 from accerl.replay.spill import SegmentFiles
 from accerl.rollout import derive_seed
 from accerl.runtime.actors.role import Role, Wiring
-from accerl.trajectories import TrajectorySample
+from accerl.trajectories import TrajectorySample, owned
 from accerl.types import BatchRule, Trajectory
 
 RECENT_BYTES = 32 * 2**20
@@ -58,15 +56,7 @@ class ReplayActor(Role):
         """Take ownership, waiting for room; False if the shard was closed."""
         if _name(trajectory) in self._restored:  # the process before this one died before it could answer
             return True
-        own = replace(
-            trajectory,
-            **{
-                name: np.array(value)
-                for name in Trajectory.__dataclass_fields__
-                if isinstance(value := getattr(trajectory, name), np.ndarray)
-            },
-            blob={name: np.array(value) for name, value in trajectory.blob.items()},
-        )
+        own = owned(trajectory)
         async with self._changed:
             await self._changed.wait_for(lambda: self._left.is_set() or self._replay.push(own))
             if self._left.is_set():
