@@ -187,8 +187,8 @@ def newest_trajectories(run: Path, num: int) -> list[Trajectory]:
     return [found[turn] for turn in range(turns) for found in by_task.values() if turn < len(found)][:num]
 
 
-def read_data(options: DataOptions, max_bytes: int | None = None) -> tuple[FrameBuffer, EnvConfig]:
-    """All episodes, or the last ones up to `max_bytes`, and the environment they were recorded in.
+def read_data(options: DataOptions) -> tuple[FrameBuffer, EnvConfig]:
+    """All episodes, and the environment they were recorded in.
 
     Raises:
         ConfigError: data sets of different environments, or without last observations.
@@ -201,7 +201,7 @@ def read_data(options: DataOptions, max_bytes: int | None = None) -> tuple[Frame
     for folder in options.demos:
         demonstrations, env = demos.load(folder, failures=True)
         if frames is None or first is None:
-            frames, first = FrameBuffer(env.chunk_length, max_bytes, options.held_out), env
+            frames, first = FrameBuffer(env.chunk_length, held_out=options.held_out), env
         check_fit(first, env)
         try:
             frames.add(map(of_demonstration, demonstrations))

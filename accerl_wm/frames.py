@@ -9,9 +9,11 @@ Episodes are kept as they came, each frame once; windows are cut when they are a
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -106,10 +108,19 @@ class FrameBuffer:
         chunk_length: actions of a decision; frames must be there at least that often.
         max_bytes: of all episodes; None: no limit.
         held_out: share of the episodes that no training sees, for `windows(held_out=True)`.
+        folder: where images lie, in memory only as far as the system has room; it is this buffer's alone. None: in
+            memory.
     """
 
-    def __init__(self, chunk_length: int, max_bytes: int | None = None, held_out: float = 0.1):
+    def __init__(
+        self, chunk_length: int, max_bytes: int | None = None, held_out: float = 0.1, folder: Path | None = None
+    ):
         self.chunk_length = chunk_length
+        self._folder = folder
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        self._num_written = 0
         self._max_bytes = max_bytes
         self._held_out = held_out
         self._order: deque[tuple[bool, str]] = deque()  # of the episodes as they came
@@ -140,12 +151,15 @@ class FrameBuffer:
             self._num_seen[episode.task] += 1
             number = self._num_seen[episode.task]
             is_held_out = int(number * self._held_out) > int((number - 1) * self._held_out)
-            self._episodes[is_held_out].setdefault(episode.task, []).append(episode)
+            self._episodes[is_held_out].setdefault(episode.task, []).append(self._stored(episode))
             self._order.append((is_held_out, episode.task))
             self.nbytes += episode.nbytes
             while self._max_bytes is not None and self.nbytes > self._max_bytes and len(self) > 1:
                 oldest_is_held_out, task = self._order.popleft()
-                self.nbytes -= self._episodes[oldest_is_held_out][task].pop(0).nbytes
+                oldest = self._episodes[oldest_is_held_out][task].pop(0)
+                self.nbytes -= oldest.nbytes
+                if isinstance(oldest.images, np.memmap):
+                    Path(str(oldest.images.filename)).unlink()
 
     def episodes(self, held_out: bool = False) -> list[RealEpisode]:
         return [episode for episodes in self._episodes[held_out].values() for episode in episodes]
@@ -199,6 +213,15 @@ class FrameBuffer:
         return cut_start(
             episode, int(generator.integers(int(first_share * last), last + 1)), history, self.chunk_length
         )
+
+    def _stored(self, episode: RealEpisode) -> RealEpisode:
+        """The same, its images in a file if this buffer has a folder."""
+        if self._folder is None:
+            return episode
+        path = self._folder / f"{self._num_written:08d}.npy"
+        self._num_written += 1
+        np.save(path, episode.images)
+        return replace(episode, images=np.load(path, mmap_mode="r"))
 
     def _window(
         self, episode: RealEpisode, time: int, history: int, generator: np.random.Generator, is_ending: bool

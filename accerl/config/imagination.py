@@ -49,6 +49,8 @@ class ImaginationConfig(Section):
     """Torch threads of each."""
     frames_mb: Positive = 512
     """Of real frames that each of them keeps; the oldest go."""
+    frames_on_disk: bool = False
+    """Real images lie in the run's folder, in memory only as far as the system has room for them."""
     observation_updates: Annotated[float, Field(ge=0)] = 0.2
     """Updates of the observation model for each real decision that comes in; 0: it stays as it is."""
     reward_updates: Annotated[float, Field(ge=0)] = 0.5

@@ -98,7 +98,7 @@ class ImaginationActor(Role):
     async def _imagine(self, sink: RaySink, incarnation: int) -> None:
         config, section = self._config, self._config.imagination
         spec = await asyncio.to_thread(read_spec, config.env)
-        frames = await asyncio.to_thread(new_frames, config)
+        frames = await asyncio.to_thread(new_frames, config, self.name)
         models: LocalBatches[Question, Imagined] = LocalBatches(self._world.answer)
         seed = derive_seed(config.seed, section.seed, self._index, incarnation)
         self._plans = _Plans(frames, seed, self._may_imagine)

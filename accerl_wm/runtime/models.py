@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import ray
 
+from accerl import demos
 from accerl.config import RunConfig
 from accerl_wm import store
-from accerl_wm.cli import DataOptions, read_data
-from accerl_wm.frames import FrameBuffer
+from accerl_wm.frames import FrameBuffer, of_demonstration
 from accerl_wm.world import Imagined, Question, WorldModel
 
 FOLLOW_S = 20.0
@@ -32,12 +32,18 @@ def load_model(config: RunConfig, name: Name) -> Any:
     return store.load_model(folder, name, config.imagination.device)
 
 
-def new_frames(config: RunConfig, held_out: float = 0.0) -> FrameBuffer:
-    """With the demonstrations that imagination may start from."""
+def new_frames(config: RunConfig, owner: str, held_out: float = 0.0) -> FrameBuffer:
+    """With the demonstrations that imagination may start from.
+
+    Args:
+        owner: name of the role that they are for.
+    """
     section = config.imagination
-    if section.demos:
-        return read_data(DataOptions(demos=section.demos, held_out=held_out), section.frames_mb * 2**20)[0]
-    return FrameBuffer(config.env.chunk_length, section.frames_mb * 2**20, held_out)
+    folder = config.folder / "frames" / owner if section.frames_on_disk else None
+    frames = FrameBuffer(config.env.chunk_length, section.frames_mb * 2**20, held_out, folder)
+    for data in section.demos:
+        frames.add(map(of_demonstration, demos.load(data, failures=True)[0]))
+    return frames
 
 
 async def publish(controller: Any, name: Name, model: Any) -> None:

@@ -81,7 +81,7 @@ class TrainerActor(Role):
         return found | {f"{REPORT}{name}": value for name, value in report.items()}
 
     def _train(self, loop: asyncio.AbstractEventLoop) -> None:
-        frames = new_frames(self._config, held_out=0.1)
+        frames = new_frames(self._config, self.name, held_out=0.1)
         training = OnlineTraining(self._make_trainer(frames), self._updates_per_decision)
         while not self._closed.is_set():
             while not self._arrived.empty():

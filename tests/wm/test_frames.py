@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from accerl.demos import Demonstration
 from accerl_wm.frames import FrameBuffer, RealEpisode, cut_start, cut_window, of_demonstration
@@ -88,6 +90,25 @@ def test_what_is_held_out_is_never_trained_on_and_the_oldest_leave_first():
     small.add(made)
     assert [len(each.action) for each in small.episodes()] == [20, 21, 22]
     assert small.nbytes == sum(each.nbytes for each in made[-3:])
+
+
+def test_images_in_files_are_the_same_and_those_of_the_oldest_episodes_go(tmp_path: Path):
+    made = [episode(num_actions=3 + number) for number in range(6)]
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    (folder / "of-an-earlier-run.npy").touch()
+    limit = sum(each.nbytes for each in made[-4:])
+    on_disk = FrameBuffer(CHUNK, max_bytes=limit, held_out=0.0, folder=folder)
+    in_memory = FrameBuffer(CHUNK, max_bytes=limit, held_out=0.0)
+    on_disk.add(made)
+    in_memory.add(made)
+    assert len(list(folder.iterdir())) == 4 and on_disk.nbytes == in_memory.nbytes
+    assert all(isinstance(each.images, np.memmap) for each in on_disk.episodes())
+    one, other = (buffer.windows(32, 2, 2, np.random.default_rng(0)) for buffer in (on_disk, in_memory))
+    assert torch.equal(one.frames.images, other.frames.images)
+    held = on_disk.episodes()[0]
+    on_disk.add(made[-1:])
+    assert held.images.sum() > 0, "what is still looked at can be read although its file is gone"
 
 
 def test_a_start_has_the_past_of_its_moment_and_how_it_came_about():

@@ -77,7 +77,8 @@ def test_policy_and_models_learn_beside_each_other_and_survive_the_death_of_the_
     launch_one: Any, world: Path, data: Path
 ):
     gate = {"distrusted": 0.0, "trusted": 0.0}  # what such a small model is worth is not the matter here
-    run: Run = launch_one(imagining(world, data, **gate, observation_updates=0.05, reward_updates=0.1))
+    updates = {"observation_updates": 0.05, "reward_updates": 0.1, "frames_on_disk": True}
+    run: Run = launch_one(imagining(world, data, **gate, **updates))
     line = wait_for(
         run,
         lambda line: (
