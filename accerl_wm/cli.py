@@ -55,9 +55,10 @@ class EvalOptions(DataOptions):
     """Which world model, on what, and where the findings go."""
 
     world_model: Path
-    """Folder of the world model."""
+    """Folder of the world model, or the name of one that is shipped (`quickstart`)."""
     out: Path | None = None
-    """JSON file for the figures; a film strip goes beside it. None: into the folder of the world model."""
+    """JSON file for the figures; a film strip goes beside it. None: into the folder of the world model, or for one that
+    is shipped into this one."""
     strip_decisions: Positive = 10
     """Length of the film strip."""
     device: str = "cpu"
@@ -127,7 +128,8 @@ def evaluate(options: EvalOptions) -> int:
     found = evaluation.recognition(world, frames)
     for name, value in found.items():
         say(f"{name:28s} {value:.3f}")
-    out = options.out or options.world_model / "evaluation.json"
+    own = options.world_model if options.world_model.is_dir() else Path()
+    out = options.out or own / "evaluation.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_file(out, json.dumps({"drift": rows, "recognition": found}, indent=1))
     strip = evaluation.film_strip(world, frames, options.strip_decisions)
