@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from accerl.cli.command import Command
 from accerl.config import ConfigError, EnvConfig, Fraction, Positive, Section, suggest
@@ -37,8 +37,9 @@ class TrainOptions(DataOptions):
     """Folder for the world model."""
     overwrite: bool = False
     """Replace a world model that is there already."""
-    kind: Literal["deterministic", "diffusion"] = "deterministic"
-    """Family of the observation model: the most likely picture in one pass, or one of the possible ones in a few."""
+    kind: str = "deterministic"
+    """Family of the observation model: `deterministic`, the most likely picture in one pass; `diffusion`, one of the
+    possible ones in a few; or your own, `package.module:Class`."""
     history: Positive = 2
     """Decisions that it looks back on."""
     window: Positive | None = None

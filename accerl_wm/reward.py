@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from accerl.config import Section
+from accerl.plugins import find_object
 from accerl_wm.carriers import Frames
 from accerl_wm.protocols import TrainableRewardModel
 
@@ -111,11 +112,11 @@ class LargeReward(nn.Module):
 
 
 def build(config: dict[str, Any]) -> TrainableRewardModel:
-    """The model of a configuration, whose `kind` says which; with fresh weights.
+    """The model of a configuration, whose `kind` says which; with fresh weights. Your own: `package.module:Class`.
 
     Raises:
-        ValueError: there is no such kind.
+        ConfigError: there is no such kind.
     """
-    if config.get("kind") != "convolutional":
-        raise ValueError(f"kind: {config.get('kind')!r} is no reward model that can be built from its configuration")
+    if (kind := config.get("kind")) != "convolutional":
+        return find_object(str(kind), "kind", ("convolutional",))(config)
     return ConvolutionalReward(ConvolutionalRewardConfig(**config))

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from accerl.plugins import find_object
 from accerl_wm.observation.deterministic import DeterministicConfig, DeterministicModel
 from accerl_wm.protocols import TrainableObservationModel
 
@@ -24,8 +25,11 @@ __all__ = ["DeterministicConfig", "DeterministicModel", "build"]
 def build(config: Mapping[str, Any]) -> TrainableObservationModel:
     """The model of a configuration, whose `kind` says the family; with fresh weights.
 
+    A model of your own is `package.module:Class`, called with the configuration, which its `config_dict` gives back.
+
     Raises:
-        ValueError: there is no such kind, or a setting is unknown or impossible.
+        ConfigError: there is no such kind.
+        ValueError: a setting is unknown or impossible.
     """
     match config.get("kind"):
         case "deterministic":
@@ -35,4 +39,4 @@ def build(config: Mapping[str, Any]) -> TrainableObservationModel:
 
             return DiffusionModel(DiffusionConfig(**config))
         case kind:
-            raise ValueError(f"kind: {kind!r} is no observation model; there are 'deterministic' and 'diffusion'")
+            return find_object(str(kind), "kind", ("deterministic", "diffusion"))(config)

@@ -10,21 +10,33 @@ import pytest
 import torch
 
 from accerl.cli import main as accerl
-from accerl.config import ConfigError, ImaginationConfig, RolloutConfig, RunConfig
+from accerl.config import (
+    ConfigError,
+    ImaginationConfig,
+    LearnerConfig,
+    LimitsConfig,
+    ReplayConfig,
+    RolloutConfig,
+    RunConfig,
+)
 from accerl.demos import load
 from accerl.envs import make_env
 from accerl.policy_server import LocalClient
 from accerl.rollout import RolloutWorker
+from accerl.runtime.inline import InlineRun
 from accerl.trajectories import TrajectorySample
 from accerl.types import EpisodePlan
 from accerl_wm import store
 from accerl_wm.carriers import Frames
 from accerl_wm.cli import main
+from accerl_wm.conformance import check_observation_model
 from accerl_wm.frames import FrameBuffer, of_demonstration
 from accerl_wm.imagination import Imagination
+from accerl_wm.inline import InlineImagination
 from accerl_wm.reward import ConvolutionalReward, ConvolutionalRewardConfig
 from accerl_wm.training import focal_cross_entropy
-from tests.wm.scenes import DOTS, SPEC, Gathered, server
+from tests.wm.scenes import DOTS, SPEC, Gathered, policy, server
+from tests.wm.users_model import Mover
 
 LINE = "--env.suite dots --env.tasks red,blue --env.image-size 16 --env.chunk-length 2 --env.max-decisions 8"
 
@@ -63,6 +75,34 @@ def test_a_trained_world_model_imagines_for_a_policy(world, demos):
     trajectories = made.imagine(60, server())
     assert {trajectory.task for trajectory in trajectories} == {"red", "blue"}
     assert all(np.isfinite(trajectory.proprio).all() for trajectory in trajectories)
+
+
+def test_a_model_of_the_users_own_is_checked_trained_saved_and_imagined_with(demos, tmp_path):
+    out = tmp_path / "own"
+    line = f"--kind {Mover.__module__}:Mover --observation.updates 60 --observation.steps 1 --reward.updates 20"
+    assert main(["train", "--demos", str(demos), "--out", str(out), *line.split()]) == 0
+    world = store.load(out)
+    assert isinstance(world.observation, Mover) and world.observation.rate.item() > 0.03, "it has learned how fast"
+    check_observation_model(world.observation, SPEC)
+    frames = FrameBuffer(chunk_length=2, held_out=0.0)
+    frames.add(map(of_demonstration, load(demos)[0]))
+    config = ImaginationConfig(slots=4, share=0.5, horizon=3)
+    imagination = Imagination(world, frames, SPEC, config, discount=0.99)
+    updates: list[dict[str, float]] = []
+    InlineRun(
+        RunConfig(
+            env=DOTS,
+            rollout=RolloutConfig(slots_per_worker=8),
+            replay=ReplayConfig(min_decisions=32),
+            learner=LearnerConfig(batch_decisions=32, value_warmup_updates=0),
+            limits=LimitsConfig(max_updates=3),
+        ),
+        policy(),
+        lambda: make_env(DOTS),
+        on_update=updates.append,
+        imagination=InlineImagination(imagination, frames, config, world=world),
+    ).run()
+    assert len(updates) == 3 and len(imagination.episodes) > 4
 
 
 def test_what_was_saved_predicts_the_same(world):
