@@ -92,6 +92,10 @@ def test_a_configuration_does_not_change():
             ("replay.min_decisions: 700", "replay.capacity_decisions=600", "lower it"),
         ),
         (
+            {"learner": {"batch_decisions": 256}, "replay": {"max_unused": 300, "min_decisions": 300}},
+            ("replay.max_unused: 300", "before the first batch", "use at least 3"),
+        ),
+        (
             {"learner": {"batch_decisions": 700}, "replay": {"capacity_decisions": 600}},
             ("learner.batch_decisions: 700", "replay.capacity_decisions=600", "raise the capacity"),
         ),

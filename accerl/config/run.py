@@ -108,6 +108,7 @@ class RunConfig(Section):
         replay, learner, objective, limits = self.replay, self.learner, self.objective, self.limits
         longest = min(self.rollout.segment_decisions, self.env.max_decisions)
         surely_held = max(0, replay.num_shards * (replay.capacity_decisions // replay.num_shards - longest + 1))
+        surely_needed = max(learner.batch_decisions, replay.min_decisions) + replay.num_shards * longest
         lag = self.max_policy_lag
         outstanding = 0 if lag is None else (lag + 1) * self.episodes_per_round * self.env.max_decisions
         return [
@@ -143,6 +144,11 @@ class RunConfig(Section):
                 f"replay.min_decisions: {replay.min_decisions} is above the {surely_held} decisions that fit into "
                 f"replay.capacity_decisions={replay.capacity_decisions} in segments of up to {longest}, so training "
                 f"would never start; lower it",
+            ),
+            (
+                replay.max_unused is not None and replay.max_unused < surely_needed,
+                f"replay.max_unused: {replay.max_unused} would have the workers wait before the first batch is there; "
+                f"use at least {surely_needed}",
             ),
             (
                 learner.batch_decisions > surely_held,

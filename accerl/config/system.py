@@ -87,6 +87,9 @@ class ReplayConfig(Section):
     """Processes that hold it."""
     capacity_decisions: Positive = 4096
     """Decisions kept over all shards; when full, the oldest used ones go, and an unused one is waited for."""
+    max_unused: Positive | None = None
+    """Decisions over all shards that may wait to be trained on for the first time; at that many the workers wait. Keeps
+    what is trained on young where the learner takes less than is collected, as with imagination; none: all that fit."""
     order: Literal["least_used", "fifo", "ring"] = "least_used"
     """Which decisions are trained on next. `least_used`: those that were used the fewest times, among equals at random
     (with `max_reuse = 1` as they come). `fifo`: each once, as they came, for which `max_reuse` must be 1. `ring`: a

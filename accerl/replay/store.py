@@ -50,6 +50,7 @@ class Replay:
         self._snapshots = snapshots
         self._compared: deque[Trajectory] = deque()  # for which there was no room yet
         self._capacity = max(1, config.capacity_decisions // config.num_shards)
+        self._max_unused = None if config.max_unused is None else max(1, config.max_unused // config.num_shards)
         self._max_reuse = config.max_reuse
         self._paced = config.paced
         self._min_decisions = max(1, config.min_decisions // config.num_shards)
@@ -198,6 +199,8 @@ class Replay:
         size = trajectory.num_decisions
         if size > self._capacity:
             raise ValueError(f"replay.capacity_decisions: {self._capacity} a shard cannot hold a segment of {size}")
+        if self._max_unused is not None and self.unused_decisions >= self._max_unused:
+            return False
         while self.num_decisions + size > self._capacity:
             oldest = self._stock.oldest
             if oldest.uses == 0:

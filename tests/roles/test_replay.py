@@ -258,3 +258,11 @@ def test_samples_are_lent_too():
     assert replay.sample(4, batch=8)
     replay.confirm(8)
     assert replay.reclaim() == 0
+
+
+def test_workers_wait_while_too_much_is_unused_and_go_on_when_some_of_it_was_used():
+    replay = Replay(ReplayConfig(capacity_decisions=100, max_unused=10, max_reuse=3, min_decisions=1, paced=False))
+    assert [replay.push(named(4, origin)) for origin in range(4)] == [True, True, True, False]
+    assert replay.unused_decisions == 12 and replay.discarded_decisions == 0
+    replay.sample(4)
+    assert replay.unused_decisions == 8 and replay.push(named(4, 3)) and not replay.push(named(4, 4))
