@@ -34,7 +34,7 @@ class Recording:
 
 
 def open_recording(data: Path | tuple[Sequence[Demonstration], EnvConfig]) -> Recording:
-    """A folder of `accerl demos`, or what `accerl.demos.load` gives.
+    """A folder of `accerl demos`, without failed episodes, or what `accerl.demos.load` gives.
 
     Raises:
         ConfigError: the folder holds no complete data set of a known format.
@@ -53,7 +53,7 @@ def open_recording(data: Path | tuple[Sequence[Demonstration], EnvConfig]) -> Re
     return Recording(
         env=EnvConfig(**content["env"]),
         demos=content["demos"],
-        episodes=[episode for shard in shards for episode in shard["episodes"]],
+        episodes=[episode for shard in shards for episode in shard["episodes"] if episode.get("success", True)],
         play=lambda: (demonstration for shard in shards for demonstration in read_shard(data, shard, every)),
     )
 

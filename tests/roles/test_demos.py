@@ -12,6 +12,7 @@ import pytest
 from accerl.config import ConfigError, DemosConfig, EnvConfig
 from accerl.demos import Demonstration, load, record, save, single_action
 from accerl.envs import make_env, make_expert
+from accerl.lerobot.recordings import open_recording
 
 DOTS = EnvConfig(
     suite="dots", tasks=("red", "blue"), image_size=16, chunk_length=4, steps_per_action=2, max_decisions=6
@@ -121,6 +122,8 @@ def test_failures_are_kept_where_they_count_and_given_to_those_who_ask(tmp_path:
     assert [demonstration.success for demonstration in kept] == [False, True] * len(DOTS.tasks)
     save(tmp_path, kept, DOTS, config)
     assert [each.success for each in load(tmp_path)[0]] == [True] * len(DOTS.tasks)
+    exported = open_recording(tmp_path)
+    assert len(exported.episodes) == len(list(exported.play())) == len(DOTS.tasks)
     assert all(same(one, other) for one, other in zip(load(tmp_path, failures=True)[0], kept, strict=True))
 
 
