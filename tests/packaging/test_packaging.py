@@ -105,7 +105,9 @@ def test_accerl_wheel_has_the_package_and_nothing_else(built, version):
 def test_sibling_wheel_has_its_modules_and_nothing_else(built, package, version):
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / package).rglob("*.py")}
     expected |= {f"{package}/py.typed"}
-    expected |= {path.relative_to(ROOT).as_posix() for path in (ROOT / package).glob("csrc/**/*") if path.is_file()}
+    for data in ("csrc", "worlds"):
+        files = (ROOT / package / data).rglob("*")
+        expected |= {path.relative_to(ROOT).as_posix() for path in files if path.is_file()}
     names = wheel_names(built, package)
     assert {name for name in names if not name.startswith(f"{package}-{version}.dist-info/")} == expected
 
