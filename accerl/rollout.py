@@ -276,7 +276,12 @@ class _Segment:
             action=self._column([decision.action for decision in self._decisions], np.float32),
             state=self._state,
             is_imagined=self._plan.is_imagined,
+            success_probability=self._probability(),
         )
+
+    def _probability(self) -> np.ndarray | None:
+        known = [result.success_probability for result in self._results]
+        return None if None in known else self._column(known, np.float32)
 
     @staticmethod
     def _column(values: list[Any], dtype: Any) -> np.ndarray:

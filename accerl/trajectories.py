@@ -15,6 +15,17 @@ from accerl.config import ConfigError
 from accerl.types import Trajectory
 
 FORMAT = 1
+EACH_DECISION = (
+    "log_prob",
+    "value",
+    "reward",
+    "num_actions",
+    "num_env_steps",
+    "policy_version",
+    "action",
+    "success_probability",
+)
+"""Arrays of a trajectory with a row for each decision, beside `blob`."""
 
 
 def owned(trajectory: Trajectory) -> Trajectory:
@@ -52,6 +63,34 @@ def load(path: Path) -> Trajectory:
         arrays: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     blob = {name.removeprefix("blob."): arrays.pop(name) for name in list(arrays) if name.startswith("blob.")}
     return Trajectory(**arrays, **json.loads(metadata["facts"]), blob=blob)
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """What a file says of its trajectory beside the arrays: task, success, whether it was imagined, ..."""
+    with safe_open(path, framework="np") as file:
+        return json.loads((file.metadata() or {}).get("facts", "{}"))
+
+
+def joined(first: Trajectory, second: Trajectory) -> Trajectory:
+    """Two segments of one episode, the second where the first one stops.
+
+    Raises:
+        ValueError: they do not follow one another.
+    """
+    if (first.origin, first.episode, first.episode_step[-1]) != (
+        second.origin,
+        second.episode,
+        second.episode_step[0],
+    ):
+        raise ValueError(f"{second.origin}, decision {second.episode_step[0]}, does not follow {first.origin}")
+    values = {field.name: getattr(second, field.name) for field in fields(Trajectory) if field.name != "blob"}
+    for name in ("images", "proprio", "episode_step"):
+        values[name] = np.concatenate([getattr(first, name)[:-1], values[name]])
+    for name in EACH_DECISION:
+        before = getattr(first, name)
+        values[name] = None if before is None or values[name] is None else np.concatenate([before, values[name]])
+    blob = {name: np.concatenate([first.blob[name], array]) for name, array in second.blob.items()}
+    return Trajectory(**{**values, "state": first.state}, blob=blob)
 
 
 class TrajectorySample:

@@ -65,6 +65,8 @@ class ChunkResult(NamedTuple):
     num_env_steps: int
     cut: bool = False
     """Nothing ended, but nothing more is played: the horizon of an imagination. Its value goes on, so it bootstraps."""
+    success_probability: float | None = None
+    """That a reward model gives to what is seen now; None: the simulator knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +153,8 @@ class Trajectory:
     `action` plays the segment again from there."""
     is_imagined: bool = False
     """A world model stood in for the simulator."""
+    success_probability: Float32[Array, " time"] | None = None
+    """Of what each decision led to, by a reward model; None: the simulator knows."""
 
     @property
     def num_decisions(self) -> int:

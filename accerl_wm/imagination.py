@@ -106,6 +106,7 @@ class ImaginedEnv:
             num_actions=spec.chunk_length,
             num_env_steps=spec.chunk_length * spec.steps_per_action,
             cut=not (success or truncated) and self._num_decisions >= self._horizon(),
+            success_probability=imagined.success,
         )
 
     def close(self) -> None:

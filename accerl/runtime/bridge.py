@@ -20,7 +20,7 @@ ANSWER_WITHIN_S = 60.0
 
 
 class Bridge:
-    """Calls methods of a run's controller. Starts the side process, which takes some seconds once."""
+    """Calls methods of a run's controller, and of `Watch`. Starts the side process, which takes some seconds once."""
 
     def __init__(self, folder: Path):
         mine, theirs = _pipe()
@@ -79,13 +79,19 @@ def serve(folder: Path, pipe: Pipe) -> None:
     import ray
     from ray.exceptions import RayError, RayTaskError
 
+    from accerl.runtime.watch import Watch
+
+    watch = Watch(controller)
     while True:
         try:
             method, arguments = pipe.recv()
         except EOFError:
             return
         try:
-            answer = "done", ray.get(getattr(controller, method).remote(*arguments), timeout=ANSWER_WITHIN_S)
+            if method == "watch":
+                answer = "done", watch.watch(*arguments)
+            else:
+                answer = "done", ray.get(getattr(controller, method).remote(*arguments), timeout=ANSWER_WITHIN_S)
         except RayTaskError as error:
             refused = isinstance(error.cause, ConfigError)
             answer = ("refused" if refused else "failed"), str(error.cause)

@@ -33,7 +33,7 @@ from accerl.runtime.readings import Readings
 from accerl.runtime.run import write_status
 from accerl.runtime.supervisor import Incidents, RoleError
 from accerl.tasks import TaskSampler
-from accerl.types import BatchRule, Episode, EpisodePlan, Trajectory
+from accerl.types import BatchRule, Episode, EpisodePlan
 
 REPORT_EVERY_S = 2.0
 FLUSH_WITHIN_S = 2.0
@@ -240,12 +240,6 @@ class Controller:
     async def checkpoint(self) -> str:
         """Save now; returns the checkpoint's folder."""
         return await self._crew.learner.checkpoint.remote()
-
-    async def trajectories(self, num: int) -> list[Trajectory]:
-        """The newest trajectories in the replay."""
-        shards = self._crew.directory.value.giving.values()
-        parts = await asyncio.gather(*(shard.recent.remote(num) for shard in shards))
-        return [trajectory for part in parts for trajectory in part][-num:]
 
     async def stop(self) -> None:
         """Save a checkpoint and end the run."""

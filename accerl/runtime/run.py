@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from accerl.config import ConfigError, RunConfig
 from accerl.files import read_lines, write_file
+from accerl.recent import Cursor, Seen, Source, check_source, watch_folder
 from accerl.runtime.bridge import Bridge, child_environment
 from accerl.types import Trajectory
 
@@ -162,9 +163,25 @@ class Run:
         """Save now."""
         return Path(self._call("checkpoint"))
 
-    def trajectories(self, num: int = 8) -> list[Trajectory]:
-        """The newest ones in the replay, oldest first."""
-        return self._call("trajectories", num)
+    def trajectories(self, num: int = 8, source: Source | None = None) -> list[Trajectory]:
+        """The newest segments of episodes, at most `num` of each source, oldest first.
+
+        Of a run that has ended, those of the sample that it kept in its folder.
+
+        Args:
+            source: "real", "imagined", or None for both.
+        """
+        return self.watch({}, num, source).trajectories
+
+    def watch(self, cursor: Cursor, num: int = 8, source: Source | None = None) -> Seen:
+        """As `trajectories`, but only what is new since a call that gave `cursor`; begin with an empty one.
+
+        What is older than the newest few of a shard has gone: who looks seldom sees a sample. Nothing waits for it.
+        """
+        check_source(source)
+        if self.status()["state"] in LIVE:
+            return self._call("watch", dict(cursor), num, source)
+        return watch_folder(self.folder / "trajectories", cursor, num, source)
 
     def stop(self, timeout_s: float = 30.0) -> None:
         """Save a checkpoint, end every process of the run and wait for it; nothing happens if it has ended.

@@ -6,7 +6,6 @@ import asyncio
 import shutil
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 
 from accerl.config import RunConfig
 from accerl.groups import groups_of
+from accerl.recent import Recent
 from accerl.replay import Replay
 from accerl.replay.journal import Snapshots
 from accerl.replay.snapshot import Checkpoint
@@ -22,9 +22,6 @@ from accerl.rollout import derive_seed
 from accerl.runtime.actors.role import Role, Wiring
 from accerl.trajectories import TrajectorySample, owned
 from accerl.types import BatchRule, Trajectory
-
-RECENT_BYTES = 32 * 2**20
-"""Of the images that `recent` can give."""
 
 
 class ReplayActor(Role):
@@ -42,8 +39,7 @@ class ReplayActor(Role):
         self._saving = asyncio.Lock()
         self._restore(wiring.checkpoint)
         self._changed = asyncio.Condition()
-        self._recent: deque[Trajectory] = deque()
-        self._recent_bytes = 0
+        self._recent = Recent()
         self._sample = TrajectorySample(config.folder / "trajectories")
         self._left = asyncio.Event()
 
@@ -62,7 +58,7 @@ class ReplayActor(Role):
             if self._left.is_set():
                 return False
             self._changed.notify_all()
-        self._remember(own)
+        self._recent.add(own)
         await asyncio.to_thread(self._sample.offer, own)
         return True
 
@@ -94,9 +90,9 @@ class ReplayActor(Role):
                 self._changed.notify_all()
         return self._left.is_set()
 
-    async def recent(self, num: int) -> list[Trajectory]:
-        """The newest trajectories, oldest first."""
-        return list(self._recent)[-num:]
+    async def recent(self, num: int, after: int = 0) -> tuple[int, Sequence[Trajectory]]:
+        """As `Recent.newest`; they stay here for a while when the replay has let them go."""
+        return self._recent.newest(num, after)
 
     async def episodes(self) -> list[int]:
         """Numbers of the episodes of which it holds segments that were not trained on yet."""
@@ -181,13 +177,6 @@ class ReplayActor(Role):
                     await asyncio.wait_for(self._changed.wait(), remaining)
             self._changed.notify_all()  # there is room where something was taken, or had become too old
         return list(trajectories)
-
-    def _remember(self, trajectory: Trajectory) -> None:
-        """Among the newest ones, which stay in memory even when the replay has let them go."""
-        self._recent.append(trajectory)
-        self._recent_bytes += trajectory.images.nbytes
-        while len(self._recent) > 32 or (self._recent_bytes > RECENT_BYTES and len(self._recent) > 1):
-            self._recent_bytes -= self._recent.popleft().images.nbytes
 
     def _timed(self, take: Callable[[], Sequence[Trajectory]]) -> Sequence[Trajectory]:
         with self.tracer.span("sample"):
