@@ -22,7 +22,7 @@ class Watch:
 
     def watch(self, cursor: Cursor, num: int, source: Source | None) -> Seen:
         """At most `num` trajectories of each source, the newest; a shard that does not answer is left out."""
-        _, directory = ray.get(self._controller.directory.remote(-1, 0.0), timeout=SHARD_ANSWERS_WITHIN_S)
+        _, directory = ray.get(self._controller.directory.remote(-1, 1.0), timeout=SHARD_ANSWERS_WITHIN_S)
         shards: dict[Source, Mapping[str, Any]] = {"real": directory.giving, "imagined": directory.imagined}
         found: list[Trajectory] = []
         moved = dict(cursor)

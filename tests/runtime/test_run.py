@@ -69,6 +69,11 @@ def test_a_running_run_is_watched_steered_and_stopped_from_another_handle(start_
 
     trajectory = other.trajectories(3)[-1]
     assert trajectory.images.shape == (trajectory.num_decisions + 1, 1, 32, 32, 3)
+    cursor, seen = other.watch({}, 4)
+    assert 0 < len(seen) <= 4 and not any(each.is_imagined for each in seen)
+    named = {(each.origin, each.episode) for each in seen}
+    wait_for(run, lambda _: len(other.watch(cursor, 1).trajectories) == 1)
+    assert named.isdisjoint({(each.origin, each.episode) for each in other.watch(cursor, 4).trajectories})
 
     assert other.set(sigma=0.5) == {"objective": {"sigma": 0.5}}
     with pytest.raises(ConfigError, match=r"sigmma.*did you mean 'sigma'"):
@@ -88,6 +93,7 @@ def test_a_running_run_is_watched_steered_and_stopped_from_another_handle(start_
     other.stop()
     assert run.status()["state"] == "finished"
     assert not [process for process in processes if is_alive(process)]
+    assert other.trajectories(3), "the sample in the folder can be looked at after the end"
     assert not (run.folder / "connection.json").exists()
     with pytest.raises(RuntimeError, match="run is finished"):
         run.pause()

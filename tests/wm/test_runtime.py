@@ -88,10 +88,15 @@ def test_policy_and_models_learn_beside_each_other_and_survive_the_death_of_the_
         ),
     )
     assert line["imagined_decisions"] > 0 and line["imagined_share"] == 0.5
+    dreams, real = run.trajectories(4, "imagined"), run.trajectories(4, "real")
+    assert all(each.is_imagined and each.success_probability is not None for each in dreams) and dreams
+    assert not any(each.is_imagined or each.success_probability is not None for each in real) and real
     victim = next(each for each in psutil.process_iter() if "ImaginationActor" in " ".join(each.cmdline()))
     victim.kill()
     before = line["updates"]
-    wait_for(run, lambda line: line["updates"] >= before + 8 and line.get("imagined_decisions", 0) > 0)
+    wait_for(
+        run, lambda line: line["updates"] >= before + 8 and line.get("imagined_decisions", 0) > 0 and run.incidents()
+    )
     incidents = [json.loads(text) for text in (run.folder / "incidents.jsonl").read_text().splitlines()]
     assert [(each["role"], each["action"]) for each in incidents] == [("imagination-0", "restarted")]
     wait_for(run, lambda line: line.get("audited", 0) >= 1)
