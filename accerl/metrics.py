@@ -17,6 +17,8 @@ from accerl.types import Episode
 
 WINDOW = 100
 """Episodes of each task over which success is reported."""
+LAG_BINS = (0, 1, 2, 4, 8, 16, 32, 64)
+"""Where the bins of the histogram of the policy lag begin, in versions; the last one has no end."""
 
 
 class RunMetrics:

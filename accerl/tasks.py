@@ -20,7 +20,8 @@ class TaskSampler:
 
     def __init__(self, tasks: Sequence[str], config: TaskConfig, seed: int = 0):
         self.tasks = tuple(tasks)
-        self._epsilon = config.epsilon
+        self.epsilon = config.epsilon
+        """May be changed at any time."""
         self._outcomes: dict[str, deque[bool]] = {task: deque(maxlen=config.window) for task in tasks}
         self._failures = dict.fromkeys(tasks, 0)
         self._generator = np.random.default_rng(seed)
@@ -80,4 +81,4 @@ class TaskSampler:
 
     def _weights(self) -> dict[str, float]:
         given_up = self.quarantined
-        return {task: 0.0 if task in given_up else self._failures[task] + self._epsilon for task in self.tasks}
+        return {task: 0.0 if task in given_up else self._failures[task] + self.epsilon for task in self.tasks}

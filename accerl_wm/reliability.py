@@ -54,10 +54,19 @@ class Reliability:
     def __init__(self, config: ImaginationConfig):
         self._config = config
         self._audited: deque[Audited] = deque(maxlen=config.audited_episodes)
+        self._is_closed = False
+        """Stays so until the models are half-way from `distrusted` to `trusted`, so that the gate does not flutter."""
 
     def add(self, audited: Audited) -> Verdict:
         self._audited.append(audited)
+        config = self._config
+        bound = (config.trusted + config.distrusted) / 2 if self._is_closed else config.distrusted
+        self._is_closed = self.is_exploited or (len(self._audited) >= LEAST and self.same_outcome < bound)
         return self.verdict
+
+    def set_horizon(self, horizon: int) -> None:
+        """Of which less is left where the models are not trusted."""
+        self._config = self._config.model_copy(update={"horizon": horizon})
 
     @property
     def verdict(self) -> Verdict:
@@ -69,7 +78,7 @@ class Reliability:
         if len(self._audited) < LEAST:
             return Verdict(config.share, config.horizon, "")
         said = f"the models agree with {same:.0%} of the last {len(self._audited)} real episodes"
-        if same < config.distrusted:
+        if self._is_closed:
             return Verdict(0.0, short, f"{said}: nothing is imagined until they are better")
         if same < config.trusted:
             return Verdict(config.share, short, f"{said}: half of the horizon")

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from accerl import trajectories
-from accerl.films import FRAMES_PER_S, write_film
 from accerl.types import Trajectory
 
 FORMATS = {
@@ -36,7 +35,10 @@ def export(trajectory: Trajectory, suffix: str) -> bytes:
     """
     match suffix:
         case "mp4":
-            return _written(suffix, lambda path: write_film(path, iter(_repeated(frames_of(trajectory)))))
+            from accerl.films import FRAMES_PER_S, write_film
+
+            frames = _repeated(frames_of(trajectory), FRAMES_PER_S)
+            return _written(suffix, lambda path: write_film(path, iter(frames)))
         case "gif":
             return _gif(frames_of(trajectory))
         case "png":
@@ -58,10 +60,10 @@ def frames_of(trajectory: Trajectory) -> list[np.ndarray]:
     return list(np.ascontiguousarray(large[:, : large.shape[1] // 2 * 2, : large.shape[2] // 2 * 2]))
 
 
-def _repeated(frames: list[np.ndarray]) -> list[np.ndarray]:
-    """At the film's own rate."""
-    times = max(1, round(FRAME_S * FRAMES_PER_S))
-    return [frame for frame in frames for _ in range(times)] + [frames[-1]] * round(HOLD_S * FRAMES_PER_S)
+def _repeated(frames: list[np.ndarray], rate: float) -> list[np.ndarray]:
+    """For a film of `rate` frames a second."""
+    times = max(1, round(FRAME_S * rate))
+    return [frame for frame in frames for _ in range(times)] + [frames[-1]] * round(HOLD_S * rate)
 
 
 def _gif(frames: list[np.ndarray]) -> bytes:

@@ -53,8 +53,8 @@ class View(anywidget.AnyWidget):
             f"<style>{style(self.name)}</style>"
             f'<div id="{place}"><img alt="{self.name}" src="data:image/png;base64,{_base64(self.png())}"></div>'
             f'<script type="module">{script(self.name)}\n'
-            f'const place = document.getElementById("{place}"); place.replaceChildren();\n'
-            f"render({{ model: frozen({state}), el: place }});</script>"
+            f'{{ const el = document.getElementById("{place}"); el.replaceChildren();\n'
+            f"render({{ model: frozen({state}), el }}); }}</script>"
         )
 
     def save(self, path: str | Path) -> Path:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from accerl.metrics import LAG_BINS
 from accerl.rl.objectives import k3
 
 DEAD_WEIGHT = 1e-3
@@ -39,11 +41,15 @@ def token_diagnostics(
 
 
 def lag_diagnostics(policy_lag: Int[Tensor, " decision"]) -> dict[str, float]:
-    """How many versions old the decisions are: mean, p95 and maximum."""
+    """How many versions old the decisions are: mean, p95 and maximum, and which share of them is in each bin."""
     if not len(policy_lag):
         return {}
     lag = policy_lag.float()
+    edges = torch.tensor(LAG_BINS[1:], device=lag.device)
+    counts = torch.bincount(torch.bucketize(lag, edges, right=True), minlength=len(LAG_BINS))
+    shares = (counts / len(lag)).tolist()
     return {
+        **{f"policy_lag_share_{low}": share for low, share in zip(LAG_BINS, shares, strict=True)},
         "policy_lag_mean": lag.mean().item(),
         "policy_lag_p95": quantile(lag, 0.95),
         "policy_lag_max": lag.max().item(),

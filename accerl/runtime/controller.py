@@ -66,7 +66,7 @@ class Controller:
         self._weights: Board[tuple[int, list[Any]]] = Board((0, []))
         self._group = GroupBoard()
         self._topics: dict[str, Board[Any]] = {}
-        self._imagined_share = config.imagination.share if config.imagination.enabled else 0.0
+        self._is_trusted = config.imagination.enabled
         self._crew = Crew(config, self._dispatcher, self._incidents, self._failures, self._group)
         self._knobs: knobs.Knobs = {}
         self._line: dict[str, Any] = {}
@@ -145,7 +145,7 @@ class Controller:
     async def trust(self, share: float, reason: str) -> None:
         """Of each batch, so much may be imagined from now on."""
         self._note(imagined_share=share, reason=reason)
-        self._imagined_share = share
+        self._is_trusted = share > 0
 
     async def post(self, topic: str, value: Any) -> None:
         """Make `value` the newest of a topic; references in it belong into a list."""
@@ -205,25 +205,35 @@ class Controller:
         await self._dispatcher.pause(False)
         self._set_state("running")
 
-    async def set(self, changes: dict[str, Any]) -> knobs.Knobs:
+    async def set(self, changes: dict[str, Any], by: str = "") -> knobs.Knobs:
         """Change settings of `KNOBS`, all or none; returns all that differ from the run's configuration.
+
+        Args:
+            by: who does it, for the record.
 
         Raises:
             ConfigError: an unknown knob or a value that does not fit.
         """
-        self._knobs = knobs.turn(self._config, self._knobs, changes)
+        turned = knobs.turn(self._config, self._knobs, changes)
         for name, value in changes.items():
-            self._note(set=name, to=value)
-        return self._knobs
+            self._note(set=name, **{"from": knobs.value(self._config, self._knobs, name)}, to=value, by=by)
+        self._knobs = turned
+        self._tasks.epsilon = knobs.value(self._config, turned, "tasks.epsilon")
+        if "imagination" in turned:
+            await self.post("imagination", turned["imagination"])
+        return turned
 
-    async def scale(self, changes: dict[str, int]) -> dict[str, int]:
+    async def scale(self, changes: dict[str, int], by: str = "") -> dict[str, int]:
         """Add or remove processes of a kind; returns how many of each there will be.
+
+        Args:
+            by: who does it, for the record.
 
         Raises:
             ConfigError: an unknown kind, or fewer than one left of it.
         """
         counts = await self._crew.scale(changes)
-        self._note(scale=changes)
+        self._note(scale=changes, by=by)
         return counts
 
     async def health(self) -> dict[str, Any]:
@@ -246,6 +256,11 @@ class Controller:
         await self._dispatcher.pause(False)
         self._stopping.set()
         self._set_state("stopping")
+
+    @property
+    def _imagined_share(self) -> float:
+        """Of a batch; nothing where the models are not trusted."""
+        return knobs.value(self._config, self._knobs, "imagination.share") if self._is_trusted else 0.0
 
     @property
     def progress(self) -> float:
@@ -281,6 +296,8 @@ class Controller:
             "quarantined": list(self._tasks.quarantined),
             "cores_busy": [share / 100 for share in psutil.cpu_percent(percpu=True)],
         }
+        if self._config.imagination.enabled:
+            line["imagined_share"] = self._imagined_share
         if self._config.max_policy_lag is not None:
             line["max_policy_lag"] = self._config.max_policy_lag
         self._line = {**line, "advice": advise(readings_from(line)).sentence}

@@ -18,7 +18,11 @@ KNOBS = {
         "value_coefficient",
     ),
     "learner": ("policy_lr", "value_lr", "max_grad_norm", "publish_every"),
+    "tasks": ("epsilon",),
+    "imagination": ("share", "horizon"),
 }
+"""Section to fields. A bound on staleness is not among them: the credits of a run and the order of its batches follow
+from it."""
 Knobs = Mapping[str, Mapping[str, Any]]
 """Section to field to value."""
 
@@ -32,6 +36,8 @@ def turn(config: RunConfig, knobs: Knobs, changes: Mapping[str, Any]) -> Knobs:
     changed = {section: dict(fields) for section, fields in knobs.items()}
     for name, value in changes.items():
         section, field = _find(name)
+        if section == "imagination" and not config.imagination.enabled:
+            raise ConfigError(f"{name}: this run does not imagine; start it with imagination.enabled")
         changed.setdefault(section, {})[field] = value
     sections = {}
     for section, fields in changed.items():
@@ -39,6 +45,12 @@ def turn(config: RunConfig, knobs: Knobs, changes: Mapping[str, Any]) -> Knobs:
         sections[section] = type(current)(**{**current.model_dump(), **fields})
     RunConfig(**{**dict(config), **sections})
     return changed
+
+
+def value(config: RunConfig, knobs: Knobs, name: str) -> Any:
+    """That a knob has now."""
+    section, field = _find(name)
+    return knobs.get(section, {}).get(field, getattr(getattr(config, section), field))
 
 
 def _find(name: str) -> tuple[str, str]:

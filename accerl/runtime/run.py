@@ -7,6 +7,7 @@ joins the cluster (`accerl.runtime.bridge`), so that a cluster that dies does no
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import signal
@@ -16,13 +17,17 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from accerl.config import ConfigError, RunConfig
 from accerl.files import read_lines, write_file
 from accerl.recent import Cursor, Seen, Source, check_source, watch_folder
 from accerl.runtime.bridge import Bridge, child_environment
 from accerl.types import Trajectory
+from accerl.waiting import waiting
+
+if TYPE_CHECKING:
+    from accerl.runtime.pinned import PinnedEvaluation
 
 LIVE = ("starting", "running", "paused", "stopping")
 STALE_AFTER_S = 60.0
@@ -123,6 +128,70 @@ class Run:
         """What went wrong and what was done about it."""
         return read_lines(self.folder / "incidents.jsonl")
 
+    def events(self) -> list[dict[str, Any]]:
+        """What was changed while it went on: knobs, processes, trust in a world model."""
+        return read_lines(self.folder / "events.jsonl")
+
+    def evaluate(
+        self,
+        episodes_per_task: int = 25,
+        greedy: bool = False,
+        *,
+        checkpoint: str | Path | None = None,
+        wait: bool = True,
+        **options: Any,
+    ) -> dict[str, Any] | PinnedEvaluation:
+        """Play one version of the policy beside training, which is not stopped, in a process of its own.
+
+        Args:
+            checkpoint: a folder, or the name of one in `checkpoints/`; None: saved now, or the newest one of a run
+                that has ended.
+            wait: give the result, which `evaluations` has from then on; otherwise a handle with `running`, `progress`,
+                `result()` and `cancel()`. Interrupting the wait stops neither the evaluation nor the run.
+            options: of `accerl eval`, for example `seed=1`.
+
+        Raises:
+            ConfigError: there is no such checkpoint, or an option does not fit.
+        """
+        from accerl.runtime.pinned import PinnedEvaluation, pin
+
+        chosen = self._checkpoint(checkpoint)
+        folder = self.folder / "evaluations"
+        name = f"{chosen.name}-{'greedy' if greedy else 'sampled'}"
+        number = sum(1 for _ in folder.glob(f"{name}-*.json"))
+        facts = {"checkpoint": chosen.name, "updates": int(chosen.name.removeprefix("step-")), "time": time.time()}
+        evaluation = PinnedEvaluation(
+            pin(chosen, folder),
+            folder / f"{name}-{number}.json",
+            self.folder / "logs" / f"{name}-{number}.log",
+            {"config": self.folder / "config.json", "episodes_per_task": episodes_per_task, **options}
+            | ({"greedy": True} if greedy else {}),
+            facts,
+        )
+        if not wait:
+            return evaluation
+        with waiting(f"evaluating {chosen.name}") as say_more:
+            return evaluation.result(on_wait=say_more)
+
+    def _checkpoint(self, wanted: str | Path | None) -> Path:
+        if wanted is None:
+            if self.status()["state"] in LIVE:
+                return self.checkpoint()
+            written = self.checkpoints()
+            if not written:
+                raise ConfigError(f"checkpoint: {self.name} has none to evaluate")
+            return written[-1]
+        for path in (self.folder / "checkpoints" / wanted, Path(wanted)):
+            if (path / "policy.json").exists():
+                return path
+        known = ", ".join(path.name for path in self.checkpoints()) or "none"
+        raise ConfigError(f"checkpoint: {self.name} has no {str(wanted)!r}; there are {known}")
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Those of `evaluate`, as their files in `evaluations/` say it, oldest first."""
+        files = sorted((self.folder / "evaluations").glob("*.json"), key=lambda path: path.stat().st_mtime)
+        return [json.loads(path.read_text()) for path in files]
+
     def checkpoints(self) -> list[Path]:
         """Folders, oldest first; `accerl.checkpoint.load_policy` reads each."""
         from accerl.checkpoint import list_checkpoints
@@ -142,7 +211,7 @@ class Run:
         Raises:
             ConfigError: a setting that cannot be changed while running, or a value that does not fit.
         """
-        return self._call("set", knobs)
+        return self._call("set", knobs, _who())
 
     def health(self) -> dict[str, Any]:
         """Asked now, not read: how many of each role there are, what the replay holds, what is in flight."""
@@ -157,7 +226,7 @@ class Run:
         Raises:
             ConfigError: an unknown kind, none left of one, or no room for a new one.
         """
-        return self._call("scale", changes)
+        return self._call("scale", changes, _who())
 
     def checkpoint(self) -> Path:
         """Save now."""
@@ -209,10 +278,12 @@ class Run:
             TimeoutError: it goes on after `timeout_s`.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while self.status()["state"] in LIVE or self._host_ending():
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"{self.name} is still {self.status()['state']} after {timeout_s:.0f} s")
-            time.sleep(0.2)
+        with waiting(f"waiting for {self.name}") as say_more:
+            while (status := self.status())["state"] in LIVE or self._host_ending():
+                if deadline is not None and time.monotonic() > deadline:
+                    raise TimeoutError(f"{self.name} is still {status['state']} after {timeout_s:.0f} s")
+                say_more(f"{status['state']}, {status.get('updates', 0)} updates")
+                time.sleep(0.2)
         return self.status()["state"]
 
     def __enter__(self) -> Self:
@@ -267,6 +338,11 @@ def _check_resumable(folder: Path) -> None:
     state = Run(folder).status()["state"]
     if state in LIVE:
         raise ConfigError(f"resume: {folder} is {state}; attach to it instead")
+
+
+def _who() -> str:
+    """For the record of what was changed."""
+    return f"{getpass.getuser()}@{socket.gethostname()}, process {os.getpid()}"
 
 
 def _is_alive(pid: int | None) -> bool:

@@ -22,7 +22,7 @@ from accerl.envs import read_spec
 from accerl.policy_server import LocalBatches, LocalClient, PolicyServer
 from accerl.rollout import RolloutWorker, derive_seed
 from accerl.runtime.actors.role import Role, Wiring
-from accerl.runtime.ports import RaySink, follow_directory
+from accerl.runtime.ports import FOLLOW_S, RaySink, follow_directory
 from accerl.runtime.readings import REPORT
 from accerl.runtime.weight_channels import make_source
 from accerl.trajectories import owned
@@ -72,22 +72,31 @@ class ImaginationActor(Role):
             tasks.create_task(follow_directory(self._controller, lambda directory: sink.set_shards(directory.imagined)))
             for name in ("observation", "reward"):
                 tasks.create_task(self._follower.follow(name))
+            tasks.create_task(self._follow_knobs())
             tasks.create_task(asyncio.to_thread(asyncio.run, self._imagine(sink, incarnation)))
 
     async def observe(self, trajectory: Trajectory) -> None:
         """A real one."""
         self._arrived.put(owned(trajectory))
 
+    async def _follow_knobs(self) -> None:
+        """Take the horizon that somebody sets; the gate shortens that one."""
+        seen = 0
+        while True:
+            answer = await self._controller.news.remote("imagination", seen, FOLLOW_S)
+            if answer is not None:
+                seen, turned = answer
+                self._reliability.set_horizon(turned.get("horizon", self._config.imagination.horizon))
+                self._horizon = self._reliability.verdict.horizon
+
     async def health(self) -> dict[str, float]:
         decisions = 0 if self._worker is None else self._worker.num_decisions
         found = {**await super().health(), "progress": decisions}
         if self._index == 0:
-            section = self._config.imagination
             report = {
                 **self._reliability.report(),
                 "imagined_decisions": float(decisions),
                 "imagined_horizon": float(self._horizon),
-                "imagined_share": section.share if self._is_trusted else 0.0,
                 "world_model_version": float(self._follower.taken),
             }
             if self._plans is not None and self._plans.recent:

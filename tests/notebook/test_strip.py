@@ -39,8 +39,8 @@ def test_curves_have_a_number_for_each_frame_and_consequences_stand_after_their_
     curves = curves_of(made)
     assert {len(values) for values in curves.values()} == {4}
     assert curves["reward"][0] is None and curves["value"][-1] is None
-    np.testing.assert_allclose(curves["reward"][1:], made.reward, atol=1e-5)
-    np.testing.assert_allclose(curves["surprise"][:-1], -made.log_prob.mean(1), atol=1e-5)
+    np.testing.assert_allclose(np.array(curves["reward"][1:], float), made.reward, atol=1e-5)
+    np.testing.assert_allclose(np.array(curves["surprise"][:-1], float), -made.log_prob.mean(1), atol=1e-5)
     assert curves["success"] == [0, 0, 0, 1]
 
 
@@ -48,7 +48,7 @@ def test_imagined_success_is_the_reward_models_probability_and_an_open_end_says_
     known = np.array([0.1, 0.4, 0.9], np.float32)
     curves = curves_of(trajectory(3, is_imagined=True, success_probability=known))
     assert "success" not in curves
-    np.testing.assert_allclose(curves["success probability"][1:], known, atol=1e-5)
+    np.testing.assert_allclose(np.array(curves["success probability"][1:], float), known, atol=1e-5)
     assert not {"success", "success probability"} & curves_of(trajectory(3)).keys()
 
 

@@ -62,10 +62,16 @@ def test_nothing_overflows_however_far_the_policies_are_apart():
 
 
 def test_the_lag_by_hand():
-    lag = torch.tensor([0] * 19 + [5])
-    assert lag_diagnostics(lag) == {"policy_lag_mean": 0.25, "policy_lag_p95": 0.0, "policy_lag_max": 5.0}
-    assert lag_diagnostics(torch.tensor([3])) == {"policy_lag_mean": 3, "policy_lag_p95": 3, "policy_lag_max": 3}
+    found = lag_diagnostics(torch.tensor([0] * 19 + [5]))
+    assert (found["policy_lag_mean"], found["policy_lag_p95"], found["policy_lag_max"]) == (0.25, 0, 5)
     assert lag_diagnostics(torch.tensor([], dtype=torch.int64)) == {}
+
+
+def test_each_bin_of_the_lag_holds_what_is_below_the_next_one():
+    found = lag_diagnostics(torch.tensor([0, 1, 2, 3, 4, 7, 63, 64, 900, 1]))
+    shares = {name: value for name, value in found.items() if name.startswith("policy_lag_share")}
+    expected = {0: 0.1, 1: 0.2, 2: 0.2, 4: 0.2, 8: 0, 16: 0, 32: 0.1, 64: 0.2}
+    assert shares == pytest.approx({f"policy_lag_share_{low}": share for low, share in expected.items()})
 
 
 def test_masked_tokens_do_not_enter():

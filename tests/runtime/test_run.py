@@ -81,6 +81,15 @@ def test_a_running_run_is_watched_steered_and_stopped_from_another_handle(start_
     with pytest.raises(ConfigError, match="sigma: input should be greater than 0"):
         other.set(sigma=-1)
 
+    event = run.events()[-1]
+    assert (event["set"], event["from"], event["to"]) == ("sigma", 0.2, 0.5) and "process" in event["by"]
+
+    result = other.evaluate(episodes_per_task=4, greedy=True)
+    assert (result["episodes"], result["greedy"]) == (4, True)
+    assert [each["updates"] for each in run.evaluations()] == [result["updates"]]
+    with pytest.raises(ConfigError, match="checkpoint: run has no 'step-x'; there are step-"):
+        other.evaluate(checkpoint="step-x")
+
     other.pause()
     assert other.status()["state"] == "paused"
     saved = other.checkpoint()

@@ -66,7 +66,7 @@ function ticks(low, high, count = 4) {
 /**
  * Curves over a common x axis, as an SVG element.
  *
- * series: [{ label, colour (a CSS colour), x, y, low?, high? }]; values that are null or not finite leave a gap.
+ * series: [{ label, colour (a CSS colour), x, y, low?, high?, width? }]; values that are null or not finite leave a gap.
  * options: width, height, x [low, high], y [low, high], xLabel, title; `cursor` (a value of x) draws a line;
  * `onPick(x)` is called when somebody clicks or drags in it.
  */
@@ -96,7 +96,7 @@ function chart(series, options = {}) {
   if (xLabel) root.append(s("text", { x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle" }, xLabel));
   for (const each of series) {
     if (each.low && each.high) root.append(s("path", { d: band(each, X, Y), fill: each.colour, opacity: 0.18 }));
-    root.append(s("path", { d: path(each.x, each.y, X, Y), fill: "none", stroke: each.colour, "stroke-width": 1.8 }));
+    root.append(s("path", { d: path(each.x, each.y, X, Y), fill: "none", stroke: each.colour, "stroke-width": each.width ?? 1.8 }));
   }
   if (cursor != null) root.append(s("line", { class: "cursor", x1: X(cursor), x2: X(cursor), y1: top, y2: height - bottom }));
   if (onPick) {
@@ -136,6 +136,6 @@ function band({ x, low, high }, X, Y) {
 function legend(series) {
   const item = ({ label, colour }) =>
     h("span", { style: "margin-right:10px;white-space:nowrap" }, h("span", { style: `color:${colour}` }, "● "), label);
-  return h("div", { class: "faint" }, ...series.map(item));
+  return h("div", { class: "faint", style: "display:flex;flex-wrap:wrap" }, ...series.map(item));
 }
 
