@@ -25,8 +25,9 @@ LEAST = 8
 """Episodes before anything is judged by how they end."""
 LEAST_FAILURES = 6
 """Failures before anything is judged by what they look like to the models."""
-ALARM = 0.5
-"""Share of the failures imagined as successes from which the policy exploits the models."""
+ALARM, CLEAR = 0.5, 0.4
+"""Shares of the failures imagined as successes: from the first one on the policy exploits the models, below the second
+one no more."""
 
 
 class Audited(NamedTuple):
@@ -61,7 +62,8 @@ class Reliability:
         self._audited.append(audited)
         config = self._config
         bound = (config.trusted + config.distrusted) / 2 if self._is_closed else config.distrusted
-        self._is_closed = self.is_exploited or (len(self._audited) >= LEAST and self.same_outcome < bound)
+        exploited = self._exploits(CLEAR if self._is_closed else ALARM)
+        self._is_closed = exploited or (len(self._audited) >= LEAST and self.same_outcome < bound)
         return self.verdict
 
     def set_horizon(self, horizon: int) -> None:
@@ -72,7 +74,7 @@ class Reliability:
     def verdict(self) -> Verdict:
         config, same = self._config, self.same_outcome
         short = max(1, config.horizon // 2)
-        if self.is_exploited:
+        if self._is_closed and self._exploits(CLEAR):
             said = f"{self.false_success:.0%} of the last failures look like successes to the models"
             return Verdict(0.0, short, f"{said}: nothing is imagined until they are better")
         if len(self._audited) < LEAST:
@@ -82,7 +84,7 @@ class Reliability:
             return Verdict(0.0, short, f"{said}: nothing is imagined until they are better")
         if same < config.trusted:
             return Verdict(config.share, short, f"{said}: half of the horizon")
-        return Verdict(config.share, config.horizon, "")
+        return Verdict(config.share, config.horizon, said)
 
     @property
     def same_outcome(self) -> float:
@@ -102,8 +104,11 @@ class Reliability:
     @property
     def is_exploited(self) -> bool:
         """Most failures look like successes to the models: what the policy gains there it does not gain in reality."""
+        return self._exploits(ALARM)
+
+    def _exploits(self, bound: float) -> bool:
         failures = sum(not each.success for each in self._audited)
-        return failures >= LEAST_FAILURES and self.false_success > ALARM
+        return failures >= LEAST_FAILURES and self.false_success > bound
 
     def report(self) -> dict[str, float]:
         """For the metrics: what is known of it by now."""

@@ -37,7 +37,7 @@ def test_nothing_is_judged_by_a_few_episodes():
 def test_the_less_the_models_agree_with_what_happened_the_less_is_imagined(agreeing: int, share: float, horizon: int):
     verdict = filled("+" * 20, "+" * agreeing + "-" * (20 - agreeing)).verdict
     assert (verdict.share, verdict.horizon) == (share, horizon)
-    assert (f"{agreeing / 20:.0%} of the last 20" in verdict.reason) == (agreeing < 16)
+    assert f"{agreeing / 20:.0%} of the last 20" in verdict.reason
 
 
 def test_models_that_have_become_better_are_trusted_again():
@@ -46,6 +46,25 @@ def test_models_that_have_become_better_are_trusted_again():
     for _ in range(20):
         reliability.add(Audited(True, True, ()))
     assert (reliability.verdict.share, reliability.verdict.horizon) == (0.9, 6)
+
+
+def test_the_gate_does_not_flutter_around_its_bounds():
+    reliability = filled("+" * 20, "+" * 9 + "-" * 11)
+    shares = []
+    for _ in range(6):  # ever the oldest of them leaves, which the models agreed with, and another like it comes
+        reliability.add(Audited(True, True, ()))
+        shares.append(reliability.verdict.share)
+    assert shares == [0.0] * 6, "45 % were too few, and it stays closed below 65 %"
+    exploited = filled("+" * 10 + "-" * 9, "+" * 10 + "+" * 5 + "-" * 4)
+    assert exploited.verdict.share == 0
+    exploited.add(Audited(False, False, ()))
+    exploited.add(Audited(False, False, ()))
+    assert not exploited.is_exploited and exploited.verdict.share == 0, "5 of 11 failures are still above 40 %"
+    for _ in range(2):
+        exploited.add(Audited(False, False, ()))
+    assert exploited.verdict.share == 0.9
+    reliability.set_horizon(2)
+    assert reliability.verdict.horizon == 1
 
 
 def test_failures_that_look_like_successes_are_exploitation_and_missed_successes_are_not():
