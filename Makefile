@@ -6,13 +6,14 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv system quickstart lint test clean
+.PHONY: help venv system browser quickstart lint test tutorials lab clean
 
 EXTRAS ?= libero,lerobot,wm,kernels,dev
 WORKERS ?= 2
 STAMP := .venv/.complete
 BIN := .venv/bin
 GL_PACKAGES := libegl1 libegl-mesa0 libgl1-mesa-dri libgl1
+HAS_BROWSER := command -v chromium || command -v chromium-browser || [ -n "$${CHROMIUM:-}" ]
 IS_NEW := import sys; sys.exit(sys.version_info < (3, 11))
 HAS_GL := MUJOCO_GL=$${MUJOCO_GL:-egl} $(BIN)/python -c 'import mujoco; mujoco.GLContext(16, 16).make_current()'
 
@@ -57,8 +58,24 @@ lint: venv ## format, style and types, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-test: venv system lint ## lint, then every test but the slow ones (ARGS="-m slow", ARGS=tests/rl)
+browser: ## chromium for the tests of notebooks, where this user may install it
+	@($(HAS_BROWSER)) >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && [ -e /etc/debian_version ]; then \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null; \
+	else \
+	  echo "no chromium: the tests of notebooks in a browser are skipped; on Debian: sudo apt-get install -y chromium" >&2; \
+	fi
+
+test: venv system browser lint ## lint, every test but the slow ones (ARGS="-m slow", ARGS=tests/rl), the tutorials
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(if $(ARGS),,TQDM_DISABLE=1 $(BIN)/python -m pytest -n 0 --nbval --nbval-sanitize-with tutorials/sanitize.cfg tutorials)
+
+tutorials: venv system ## execute the tutorials whose source has changed
+	$(BIN)/python -m tutorials.build $(ARGS)
+
+lab: venv system ## JupyterLab in tutorials/
+	$(BIN)/jupyter lab --notebook-dir tutorials $(ARGS)
 
 clean: ## remove .venv, caches and builds; runs/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist accerl_wm/dist accerl_ext/dist

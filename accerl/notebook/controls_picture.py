@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from accerl.notebook.png import small_png
 
 ROW = 0.24
 """Inches."""
@@ -23,6 +24,4 @@ def controls_picture(title: str, state: str, knobs: Sequence[Mapping[str, Any]])
         y = 1 - (row + 1.8) / height
         figure.text(0.04, y, f"{knob['section']}.{knob['name']}", va="center", fontsize=9)
         figure.text(0.6, y, str(knob["value"]), va="center", fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
+    return small_png(figure, dpi=84)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,10 +12,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from accerl.notebook.panels import PANELS, Panel
+from accerl.notebook.png import small_png
 from accerl.plots import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, STYLE, TASK_COLOURS
 
 COLOURS = {"blue": BLUE, "orange": ORANGE, "green": GREEN, "purple": PURPLE, "red": RED, "sky": SKY}
 COLUMNS = 3
+ROW, MARGIN = 2.2, 0.8
+"""Inches: of a row of panels, and above all of them."""
 
 
 def dashboard_picture(title: str, state: str, lines: Sequence[Mapping[str, Any]]) -> bytes:
@@ -25,21 +27,21 @@ def dashboard_picture(title: str, state: str, lines: Sequence[Mapping[str, Any]]
     panels = [panel for panel in PANELS if any(curve.key in present for curve in panel.curves)]
     rows = -(-(len(panels) + 1) // COLUMNS)
     with rc_context(STYLE):
-        figure = Figure(figsize=(12, 2.3 * rows + 0.8), layout="constrained")
+        height = ROW * rows + MARGIN
+        figure = Figure(figsize=(12, height))
         FigureCanvasAgg(figure)
-        figure.suptitle(f"{title} · {state}", x=0.01, ha="left", fontweight="bold")
+        figure.text(0.01, 1 - 0.25 / height, f"{title} · {state}", va="center", fontsize=12, fontweight="bold")
         if lines:
-            places = list(figure.subplots(rows, COLUMNS).flat)
+            frame = {"left": 0.04, "right": 0.99, "top": 1 - MARGIN / height, "bottom": 0.6 / height}
+            places = list(figure.subplots(rows, COLUMNS, gridspec_kw={**frame, "hspace": 0.4, "wspace": 0.15}).flat)
             _success(places[0], lines)
             for axes, panel in zip(places[1:], panels, strict=False):
                 _panel(axes, panel, lines)
             for axes in places[1 + len(panels) :]:
                 axes.axis("off")
             if advice := lines[-1].get("advice"):
-                figure.supxlabel(advice, fontsize=9, x=0.01, ha="left")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=90)
-        return buffer.getvalue()
+                figure.text(0.01, 0.15 / height, advice, fontsize=9)
+        return small_png(figure, dpi=72)
 
 
 def _success(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -51,7 +53,7 @@ def _success(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
     axes.fill_between(x, _column(lines, "success_low"), _column(lines, "success_high"), color=BLUE, alpha=0.2)
     axes.plot(x, _column(lines, "success"), color=BLUE, linewidth=2, label="mean over tasks")
     axes.set(title="success", ylim=(0, 1.02))
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper left", frameon=True, framealpha=0.7, edgecolor="none")
 
 
 def _panel(axes: Axes, panel: Panel, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -72,7 +74,7 @@ def _panel(axes: Axes, panel: Panel, lines: Sequence[Mapping[str, Any]]) -> None
         axes.set_ylim(bottom=panel.low)
     if panel.high is not None:
         axes.set_ylim(top=panel.high * 1.02)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper left", frameon=True, framealpha=0.7, edgecolor="none")
 
 
 def _column(lines: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from accerl.notebook.png import small_png
 from accerl.plots import BLACK, BLUE, GREEN, ORANGE, SKY, STYLE
 
 FRAMES = 10
@@ -44,9 +44,7 @@ def episodes_picture(episodes: Sequence[tuple[Mapping[str, Any], np.ndarray, Cur
         for facts, images, curves in episodes:
             _strip(next(places), facts, images)
             _draw(next(places), curves)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=100)
-        return buffer.getvalue()
+        return small_png(figure, dpi=84)
 
 
 def _strip(axes: Axes, facts: Mapping[str, Any], images: np.ndarray) -> None:

@@ -42,16 +42,18 @@ class View(anywidget.AnyWidget):
         """The picture of the present state."""
         raise NotImplementedError
 
-    def html(self) -> str:
+    def html(self, picture: bytes | None = None) -> str:
         """The present state as a piece of a page that needs neither a kernel nor a network.
 
-        Where scripts are not run, it is the picture.
+        Args:
+            picture: for readers where scripts are not run; None: `png`.
         """
         place = f"accerl-{uuid.uuid4().hex[:12]}"
+        shown = _base64(picture or self.png())
         state = json.dumps(_jsonable(self._synchronized())).replace("</", "<\\/")
         return (
             f"<style>{style(self.name)}</style>"
-            f'<div id="{place}"><img alt="{self.name}" src="data:image/png;base64,{_base64(self.png())}"></div>'
+            f'<div id="{place}"><img alt="{self.name}" src="data:image/png;base64,{shown}"></div>'
             f'<script type="module">{script(self.name)}\n'
             f'{{ const el = document.getElementById("{place}"); el.replaceChildren();\n'
             f"render({{ model: frozen({state}), el }}); }}</script>"
@@ -78,8 +80,8 @@ class View(anywidget.AnyWidget):
         """All three forms: a stored notebook shows the best that its reader can."""
         live = super()._repr_mimebundle_(**kwargs)
         data, metadata = live if live is not None else ({}, {})
-        picture = base64.b64encode(self.png()).decode()
-        return {**data, "text/html": self.html(), "image/png": picture}, metadata
+        picture = self.png()
+        return {**data, "text/html": self.html(picture), "image/png": _base64(picture)}, metadata
 
     def _synchronized(self) -> dict[str, Any]:
         own = [key for key in self.keys if not key.startswith("_") and key not in ("layout", "tabbable", "tooltip")]
