@@ -44,7 +44,7 @@ class ServiceActor(Role):
         self._device = section.device
         self._model = load_model(config, self.model_name)
         self._follower = Follower(self._controller, {self.model_name: self._model})
-        window = Window(section.service_batch, section.service_wait_s)
+        window = Window(batch_size=section.service_batch, max_wait_s=section.service_wait_s)
         self._service: InferenceService[Any, Any] = InferenceService(self._answer, window, self.tracer)
 
     @abstractmethod

@@ -57,7 +57,7 @@ class Pair:
 
     def __init__(self, batch: int):
         self.sizes: dict[str, list[int]] = {"seen": [], "judged": []}
-        window = Window(batch, 0.5)
+        window = Window(batch_size=batch, max_wait_s=0.5)
         self.observation: InferenceService[Question, Seen] = InferenceService(self._predict, window)
         self.reward: InferenceService[Sight, float] = InferenceService(self._judge, window)
 
