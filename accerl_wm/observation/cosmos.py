@@ -191,7 +191,7 @@ class CosmosModel(nn.Module):
         condition[:, 0, :-1] = 1.0
         times = latents.new_full((len(latents), 1, latents.shape[2], 1, 1), GIVEN_TIME)
         times[:, 0, -1] = time_B.view(-1, 1, 1)
-        kind = self.transformer.dtype
+        kind = getattr(torch, self.config.dtype)
         with self._adding(told):
             output = self.transformer(
                 hidden_states=latents.to(kind),
