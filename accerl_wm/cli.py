@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from accerl.cli.command import Command
 from accerl.config import ConfigError, EnvConfig, Fraction, Positive, Section, suggest
 from accerl.console import progress, say
-from accerl_wm.config import ObservationTraining, RewardTraining
+from accerl_wm.config import CosmosOptions, ObservationTraining, RewardTraining
 from accerl_wm.fit import check_fit
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ class TrainOptions(DataOptions):
     """Replace a world model that is there already."""
     kind: str = "deterministic"
     """Family of the observation model: `deterministic`, the most likely picture in one pass; `diffusion`, one of the
-    possible ones in a few; or your own, `package.module:Class`."""
+    possible ones in a few; `cosmos`, a pretrained video model that learns what actions do; or your own,
+    `package.module:Class`."""
     history: Positive = 2
     """Decisions that it looks back on."""
     window: Positive | None = None
@@ -48,6 +49,7 @@ class TrainOptions(DataOptions):
     """Channels at half, a quarter and an eighth of the image's size, multiples of 8."""
     num_threads: Positive = 1
     """Torch threads on a CPU."""
+    cosmos: CosmosOptions = CosmosOptions()
     observation: ObservationTraining = ObservationTraining()
     reward: RewardTraining = RewardTraining()
 
@@ -229,19 +231,41 @@ def new_models(options: TrainOptions, frames: FrameBuffer) -> tuple[TrainableObs
     config = {
         "kind": options.kind,
         **scene,
+        **_settings(options),
         "history": options.history,
         "window": options.window,
-        "widths": options.widths,
         "action_dim": episodes[0].action.shape[1],
         "chunk_length": frames.chunk_length,
         "proprio_bounds": list(zip(summary["q01"], summary["q99"], strict=True)),
     }
     try:
         observing = observation.build(config)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"window: {' '.join(str(error).split())}") from None
     words = sorted({word for episode in episodes for word in episode.instruction.lower().split()})
     return observing, reward.build({"kind": "convolutional", **scene, "vocabulary": words})
+
+
+def _settings(options: TrainOptions) -> dict[str, Any]:
+    """Of the family alone.
+
+    Raises:
+        ConfigError: the pretrained model is not there, or does not fit on the device.
+    """
+    if options.kind != "cosmos":
+        return {"widths": options.widths}
+    import torch
+
+    from accerl_wm.observation import pretrained
+
+    section = options.cosmos
+    if section.pretrained is None:
+        raise ConfigError("cosmos.pretrained: is missing; give the folder of a Cosmos 2 video-to-world model")
+    dtype = getattr(torch, section.dtype)
+    pretrained.check_memory(section.pretrained, section.revision, dtype, options.observation.device)
+    return section.model_dump()
 
 
 def show_drift(rows: Sequence[dict[str, Any]]) -> None:

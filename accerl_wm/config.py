@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -32,6 +33,24 @@ class ObservationTraining(Section):
     """Torch device."""
     seed: NonNegative = 0
     """Of the weights and the windows."""
+
+
+class CosmosOptions(Section):
+    """Of a pretrained video model, for `kind = "cosmos"`."""
+
+    pretrained: Path | None = None
+    """Folder with `transformer` and `vae` of a Cosmos 2 video-to-world model in safetensors, or its place in the hub's
+    cache; nothing is fetched."""
+    revision: str | None = None
+    """Branch, tag or commit of a model in the hub's cache; none: `main`."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the transformer; what is learned is float32."""
+    rank: NonNegative = 16
+    """Of the adapters (LoRA) of its attention; 0: none, and only what the actions add is learned."""
+    num_steps: Positive = 8
+    """Evaluations of the transformer a prediction."""
+    gradient_checkpointing: bool = True
+    """Compute each layer twice in training, and keep less of it in memory."""
 
 
 class RewardTraining(Section):

@@ -89,6 +89,8 @@ def load_model(folder: Path, name: Literal["observation", "reward"], device: tor
     try:
         model = BUILD[name](json.loads((folder / f"{name}.json").read_text()))
         model.load_state_dict(load_file(folder / f"{name}.safetensors"))
+    except ConfigError:
+        raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"world_model: {folder / name} cannot be read ({reason}); train it again") from None

@@ -40,7 +40,16 @@ class ImaginationConfig(Section):
     max_reuse: Positive = 4
     """Times that an imagined decision may be trained on."""
     num_workers: Positive = 1
-    """Processes that imagine, each with the policy and the models on its device."""
+    """Processes that imagine, each with the policy on its device."""
+    placement: Literal["colocated", "pooled"] = "colocated"
+    """`colocated`: each of them has both models too, and predicts for itself; `pooled`: the observation model and the
+    reward model are services of their own that batch what all of them ask, for models that are large."""
+    num_services: Positive = 1
+    """Of each model, where they are pooled."""
+    service_batch: Positive = 64
+    """Questions that leave as one batch from a pooled service, and the most a batch takes."""
+    service_wait_s: Annotated[float, Field(ge=0)] = 0.002
+    """Age of the oldest question at which a batch leaves an idle service in any case."""
     device: str = "cpu"
     """Torch device of imagination and of the training of the models."""
     gpus: Annotated[float, Field(ge=0)] = 0.0

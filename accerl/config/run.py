@@ -223,6 +223,11 @@ class RunConfig(Section):
                 f"decisions of a batch; raise it",
             ),
             (
+                on and imagination.placement == "colocated" and imagination.num_services > 1,
+                f"imagination.num_services: {imagination.num_services} needs imagination.placement='pooled'; where "
+                "models are colocated, raise imagination.num_workers",
+            ),
+            (
                 on and imagination.distrusted > imagination.trusted,
                 f"imagination.distrusted: {imagination.distrusted} is above imagination.trusted="
                 f"{imagination.trusted}; lower it",

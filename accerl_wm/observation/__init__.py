@@ -6,8 +6,9 @@
               body: kinematics, learned camera      unroll: training on own outputs
               window: where things can change
 
-Both are told where the body will be (`conditioning`) and differ in how they draw it. `build` makes either from the
-dictionary its `config_dict` gave.
+Both are told where the body will be (`conditioning`) and differ in how they draw it. `cosmos` stands apart: a large
+pretrained video model (`pretrained`) with layers for the actions added. `build` makes any of them from the dictionary
+its `config_dict` gave.
 """
 
 from __future__ import annotations
@@ -38,5 +39,9 @@ def build(config: Mapping[str, Any]) -> TrainableObservationModel:
             from accerl_wm.observation.diffusion import DiffusionConfig, DiffusionModel  # loads diffusers
 
             return DiffusionModel(DiffusionConfig(**config))
+        case "cosmos":
+            from accerl_wm.observation.cosmos import CosmosConfig, CosmosModel  # loads diffusers
+
+            return CosmosModel(CosmosConfig(**config))
         case kind:
-            return find_object(str(kind), "kind", ("deterministic", "diffusion"))(config)
+            return find_object(str(kind), "kind", ("deterministic", "diffusion", "cosmos"))(config)

@@ -1,8 +1,8 @@
-"""The imagination role: policy and models in one process, all imagined episodes of it in one batch each.
+"""The imagination role: the policy in its process, and the models too or in services (`arrangement`).
 
 weights of the policy ─► PolicyServer ──┐
                                         ├─► RolloutWorker over ImaginedEnvs ─► dreams
-weights of the models ─► LiveWorld ─────┘            ▲
+              models ─► Arrangement ────┘            ▲
 real trajectories ─► audit ─► frames ─► starts ──────┘
 """
 
@@ -19,7 +19,7 @@ import torch
 
 from accerl.config import RolloutConfig, RunConfig
 from accerl.envs import read_spec
-from accerl.policy_server import LocalBatches, LocalClient, PolicyServer
+from accerl.policy_server import LocalClient, PolicyServer
 from accerl.rollout import RolloutWorker, derive_seed
 from accerl.runtime.actors.role import Role, Wiring
 from accerl.runtime.ports import FOLLOW_S, RaySink, follow_directory
@@ -29,9 +29,9 @@ from accerl.trajectories import owned
 from accerl.types import Episode, EpisodePlan, Trajectory
 from accerl_wm.frames import FrameBuffer, of_trajectory
 from accerl_wm.imagination import ImaginedEnv
-from accerl_wm.reliability import Reliability, audit_episode
-from accerl_wm.runtime.models import Follower, LiveWorld, load_model, new_frames
-from accerl_wm.world import Imagined, Question, WorldModel
+from accerl_wm.reliability import Audited, Reliability
+from accerl_wm.runtime.arrangement import arrange
+from accerl_wm.runtime.models import new_frames
 
 LOOK_EVERY_S = 0.2
 """For real trajectories, and for what imagination waits for."""
@@ -49,9 +49,7 @@ class ImaginationActor(Role):
         self._config = config
         self._index = index
         self._controller = wiring.controller
-        observation, reward = load_model(config, "observation"), load_model(config, "reward")
-        self._follower = Follower(self._controller, {"observation": observation, "reward": reward})
-        self._world = LiveWorld(WorldModel(observation, reward, section.device), self._follower)
+        self._models = arrange(config, self._controller)
         inference = config.inference.model_copy(update={"device": section.device, "num_threads": section.num_threads})
         self._server = PolicyServer(
             wiring.make_policy(config.model_copy(update={"inference": inference})), inference, tracer=self.tracer
@@ -70,8 +68,7 @@ class ImaginationActor(Role):
         sink = RaySink(self._controller, tracks_versions=False)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow_directory(self._controller, lambda directory: sink.set_shards(directory.imagined)))
-            for name in ("observation", "reward"):
-                tasks.create_task(self._follower.follow(name))
+            tasks.create_task(self._models.follow())
             tasks.create_task(self._follow_knobs())
             tasks.create_task(asyncio.to_thread(asyncio.run, self._imagine(sink, incarnation)))
 
@@ -95,9 +92,9 @@ class ImaginationActor(Role):
         if self._index == 0:
             report = {
                 **self._reliability.report(),
+                **self._models.report(),
                 "imagined_decisions": float(decisions),
                 "imagined_horizon": float(self._horizon),
-                "world_model_version": float(self._follower.taken),
             }
             if self._plans is not None and self._plans.recent:
                 report["imagined_success"] = sum(self._plans.recent) / len(self._plans.recent)
@@ -108,7 +105,7 @@ class ImaginationActor(Role):
         config, section = self._config, self._config.imagination
         spec = await asyncio.to_thread(read_spec, config.env)
         frames = await asyncio.to_thread(new_frames, config, self.name)
-        models: LocalBatches[Question, Imagined] = LocalBatches(self._world.answer)
+        models, history = await self._models.open()
         seed = derive_seed(config.seed, section.seed, self._index, incarnation)
         self._plans = _Plans(frames, seed, self._may_imagine)
         self._worker = RolloutWorker(
@@ -117,7 +114,7 @@ class ImaginationActor(Role):
                 spec,
                 frames,
                 models,
-                self._world.world.history,
+                history,
                 section,
                 config.objective.discount,
                 horizon=lambda: self._horizon,
@@ -140,18 +137,14 @@ class ImaginationActor(Role):
                 trajectory = self._arrived.get()
                 episode = of_trajectory(trajectory)
                 if self._index == 0 and trajectory.ended and episode.first_step == 0:
-                    self._follower.settle()
                     with self.tracer.span("audit"):
-                        section = self._config.imagination
-                        audited = audit_episode(
-                            self._world.world, episode, self._config.env.chunk_length, section.threshold
-                        )
+                        audited = await self._models.audit(episode)
                     self._judge(audited)
                 frames.add([episode])
                 await asyncio.sleep(0)
             await asyncio.sleep(LOOK_EVERY_S)
 
-    def _judge(self, audited: Any) -> None:
+    def _judge(self, audited: Audited) -> None:
         verdict = self._reliability.add(audited)
         self._horizon = verdict.horizon
         is_trusted = verdict.share > 0

@@ -108,6 +108,43 @@ def test_policy_and_models_learn_beside_each_other_and_survive_the_death_of_the_
     assert run.metrics()[-1]["discarded_decisions"] == 0
 
 
+def test_pooled_models_answer_several_imaginations_and_are_replaced_when_they_are_killed(
+    launch_one: Any, world: Path, data: Path
+):
+    settings = {"distrusted": 0.0, "trusted": 0.0, "observation_updates": 0.05, "reward_updates": 0.1}
+    run: Run = launch_one(imagining(world, data, placement="pooled", num_workers=2, service_wait_s=0.02, **settings))
+    line = wait_for(
+        run,
+        lambda line: (
+            min(line.get("predictor_version", 0), line.get("judge_version", 0)) >= 1
+            and line["updates"] >= 2
+            and line.get("audited", 0) >= 1
+        ),
+    )
+    assert line["predictor_batch"] > 1 and line["judge_batch"] > 1
+    dreams = run.trajectories(8, "imagined")
+    assert dreams and all(each.success_probability is not None for each in dreams)
+    before = line
+    for kind in ("Predictor", "Judge"):
+        victim = next(each for each in psutil.process_iter() if f"{kind}Actor" in " ".join(each.cmdline()))
+        victim.kill()
+    wait_for(
+        run,
+        lambda line: (
+            line["updates"] >= before["updates"] + 4
+            and line.get("imagined_decisions", 0) > before["imagined_decisions"] + 100
+            and "predictor_batch" in line
+            and (run.folder / "incidents.jsonl").exists()
+        ),
+    )
+    incidents = [json.loads(text) for text in (run.folder / "incidents.jsonl").read_text().splitlines()]
+    found = {(each["role"], each["action"]) for each in incidents}
+    assert found == {("predictor-0", "restarted"), ("judge-0", "restarted")}
+    run.stop()
+    assert run.wait(60) == "finished"
+    assert run.metrics()[-1]["discarded_decisions"] == 0
+
+
 def test_models_that_are_wrong_are_not_learned_from_and_the_run_goes_on_with_what_is_real(
     launch_one: Any, world: Path, data: Path, tmp_path: Path
 ):
@@ -138,6 +175,7 @@ def test_models_that_are_wrong_are_not_learned_from_and_the_run_goes_on_with_wha
         ({"rollout.max_policy_lag": 2}, r"rollout\.max_policy_lag: .*imagine"),
         ({"replay.max_reuse": 1}, r"replay\.max_reuse: 1 .*share of a batch"),
         ({"imagination.capacity_decisions": 60}, r"imagination\.capacity_decisions: 60 cannot hold"),
+        ({"imagination.num_services": 2}, r"imagination\.num_services: 2 needs imagination\.placement='pooled'"),
         ({"imagination.distrusted": 0.9}, r"imagination\.distrusted: 0.9 is above"),
     ],
 )
