@@ -85,6 +85,7 @@ def learn(objective, updates=200, lr=0.2, seed=0):
     return curve, log_ratio.detach()
 
 
+# %%
 curves = {label: learn(objective) for label, (objective, _) in objectives.items()}
 
 # %%

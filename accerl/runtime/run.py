@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from accerl.config import ConfigError, RunConfig
 from accerl.files import read_lines, write_file
@@ -131,6 +131,16 @@ class Run:
     def events(self) -> list[dict[str, Any]]:
         """What was changed while it went on: knobs, processes, trust in a world model."""
         return read_lines(self.folder / "events.jsonl")
+
+    @overload
+    def evaluate(
+        self, episodes_per_task: int = ..., greedy: bool = ..., *, wait: Literal[True] = ..., **options: Any
+    ) -> dict[str, Any]: ...
+
+    @overload
+    def evaluate(
+        self, episodes_per_task: int = ..., greedy: bool = ..., *, wait: Literal[False], **options: Any
+    ) -> PinnedEvaluation: ...
 
     def evaluate(
         self,
