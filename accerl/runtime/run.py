@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from html import escape
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -262,6 +263,12 @@ class Run:
             return self._call("watch", dict(cursor), num, source)
         return watch_folder(self.folder / "trajectories", cursor, num, source)
 
+    def report(self, path: Path | None = None) -> Path:
+        """One page with curves, episodes, evaluations, what happened and all settings; `report.html` in the folder."""
+        from accerl.notebook.report import write_report
+
+        return write_report(self, path)
+
     def stop(self, timeout_s: float = 30.0) -> None:
         """Save a checkpoint, end every process of the run and wait for it; nothing happens if it has ended.
 
@@ -304,6 +311,14 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, {self.status()['state']})"
+
+    def _repr_html_(self) -> str:
+        """A line for notebooks: state, counters, and what limits it."""
+        status = self.status()
+        shown = {key: status[key] for key in ("updates", "decisions", "success") if status.get(key) is not None}
+        counters = ", ".join(f"{key} {value:.3g}" for key, value in shown.items())
+        parts = (f"<b>{escape(self.name)}</b> {status['state']}", counters, escape(status.get("advice", "")))
+        return " · ".join(filter(None, parts))
 
     def _call(self, method: str, *arguments: Any) -> Any:
         if (state := self.status()["state"]) not in LIVE:
