@@ -24,7 +24,8 @@ SCALED = {"rollout": "num_workers", "inference": "num_services", "replay": "num_
 class Steered(Protocol):
     """A run, as far as the controls need it."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     @property
     def config(self) -> RunConfig: ...

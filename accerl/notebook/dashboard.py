@@ -22,7 +22,8 @@ MOST_LINES = 1200
 class Described(Protocol):
     """A run, as far as a dashboard needs it."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def metrics(self, after: int = 0) -> list[dict[str, Any]]: ...
 

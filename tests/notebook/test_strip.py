@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from accerl.notebook.strip import LARGEST, curves_of, facts_of, make_strip
+from accerl.notebook.strip import curves_of, facts_of, make_strip
 from tests.roles.fakes import trajectory
 
 
@@ -30,8 +30,11 @@ def test_every_frame_stands_in_its_tile_with_all_cameras_side_by_side():
 
 
 def test_large_images_are_sent_smaller_with_their_proportions():
-    strip = make_strip(np.zeros((2, 1, 224, 448, 3), np.uint8))
-    assert (strip.width, strip.height) == (LARGEST, LARGEST // 2)
+    images = np.zeros((3, 1, 225, 448, 3), np.uint8)
+    images[1] = 200
+    strip = make_strip(images)
+    assert (strip.width, strip.height) == (112, 56)
+    assert [int(frame_of(strip, index).mean()) for index in range(3)] == [0, 200, 0]
 
 
 def test_curves_have_a_number_for_each_frame_and_consequences_stand_after_their_decision():
