@@ -20,9 +20,12 @@ FLAGS = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium without a screen; `CHROMIUM=/path` chooses another."""
+    """Chromium without a screen; `CHROMIUM=/path` chooses another.
+
+    While it is there an event loop counts as running in this thread, so it goes before tests of other files come.
+    """
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         pytest.skip("no chromium on PATH: apt-get install chromium, or set CHROMIUM")
