@@ -56,6 +56,7 @@ _ = imitation.clone(policy, demonstrations, env_config.chunk_length, CloneConfig
 server = PolicyServer(policy, InferenceConfig())
 
 
+# %%
 class Real:
     """Plays eight episodes, and keeps them."""
 
