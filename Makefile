@@ -23,11 +23,12 @@ help: ## list the targets
 venv: $(STAMP) ## make .venv, or bring it up to date
 
 # The stamp comes last: an interrupted environment is made anew. Byte code is compiled beside pip, on all cores, and only
-# for what is likely to be imported.
+# for what is likely to be imported. An activated .venv is not what another one is made with.
 $(STAMP): pyproject.toml constraints.txt accerl_wm/pyproject.toml accerl_ext/pyproject.toml
 	@python="$${PYTHON:-}"; \
 	for candidate in python3.11 python3 python3.12 python3.13; do \
 	  [ -n "$$python" ] && break; \
+	  case "$$(command -v $$candidate)" in "$(CURDIR)"/.venv/*) continue ;; esac; \
 	  if $$candidate -c '$(IS_NEW)' 2>/dev/null; then python=$$candidate; fi; \
 	done; \
 	"$${python:-false}" -c '$(IS_NEW)' 2>/dev/null || { \
@@ -62,10 +63,9 @@ browser: ## chromium for the tests of notebooks, where this user may install it
 	@($(HAS_BROWSER)) >/dev/null && exit 0; \
 	if [ "$$(id -u)" = 0 ] && [ -e /etc/debian_version ]; then \
 	  export DEBIAN_FRONTEND=noninteractive; \
-	  apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null; \
-	else \
-	  echo "no chromium: the tests of notebooks in a browser are skipped; on Debian: sudo apt-get install -y chromium" >&2; \
-	fi
+	  apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null && exit 0; \
+	fi; \
+	echo "no chromium: the tests of notebooks in a browser are skipped; on Debian: sudo apt-get install -y chromium" >&2
 
 test: venv system browser lint ## lint, every test but the slow ones (ARGS="-m slow", ARGS=tests/rl), the tutorials
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
