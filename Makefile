@@ -6,19 +6,21 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv system browser quickstart lint test tutorials lab clean
+.PHONY: help venv system browser quickstart lint test tutorials check-tutorials lab clean
 
 EXTRAS ?= libero,lerobot,wm,kernels,dev
 WORKERS ?= 2
 STAMP := .venv/.complete
 BIN := .venv/bin
 GL_PACKAGES := libegl1 libegl-mesa0 libgl1-mesa-dri libgl1
+NBVAL = $(BIN)/python -m pytest -n 0 --nbval --nbval-sanitize-with tutorials/sanitize.cfg
+LIGHT := 02 03 05 08
 HAS_BROWSER := command -v chromium || command -v chromium-browser || [ -n "$${CHROMIUM:-}" ]
 IS_NEW := import sys; sys.exit(sys.version_info < (3, 11))
 HAS_GL := MUJOCO_GL=$${MUJOCO_GL:-egl} $(BIN)/python -c 'import mujoco; mujoco.GLContext(16, 16).make_current()'
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 venv: $(STAMP) ## make .venv, or bring it up to date
 
@@ -67,9 +69,12 @@ browser: ## chromium for the tests of notebooks, where this user may install it
 	fi; \
 	echo "no chromium: the tests of notebooks in a browser are skipped; on Debian: sudo apt-get install -y chromium" >&2
 
-test: venv system browser lint ## lint, every test but the slow ones (ARGS="-m slow", ARGS=tests/rl), the tutorials
+test: venv system browser lint ## lint, every test but the slow ones (ARGS="-m slow", ARGS=tests/rl), the light tutorials
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
-	$(if $(ARGS),,TQDM_DISABLE=1 $(BIN)/python -m pytest -n 0 --nbval --nbval-sanitize-with tutorials/sanitize.cfg tutorials)
+	$(if $(ARGS),,TQDM_DISABLE=1 $(NBVAL) $(foreach name,$(LIGHT),$(wildcard tutorials/$(name)_*.ipynb)))
+
+check-tutorials: venv system ## execute every tutorial and compare what it prints with what is stored
+	TQDM_DISABLE=1 $(NBVAL) tutorials
 
 tutorials: venv system ## execute the tutorials whose source has changed
 	$(BIN)/python -m tutorials.build $(ARGS)
