@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,7 @@ class Bridge:
         self._pipe = mine
         self._lock = threading.Lock()
         self._log = folder / "logs" / "bridge.log"
-        with self._log.open("a") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "accerl.runtime.bridge", str(folder), str(theirs)],
-                pass_fds=[theirs],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env=child_environment(),
-            )
+        self._process = spawn("accerl.runtime.bridge", [str(folder), str(theirs)], self._log, pass_fds=[theirs])
         os.close(theirs)
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -66,6 +58,22 @@ class Bridge:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def spawn(
+    module: str, arguments: Sequence[str], log: Path, pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """`python -m module` in a session of its own, which goes on when this process ends; it prints into `log`."""
+    with log.open("a") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            pass_fds=pass_fds,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            env=child_environment(),
+        )
 
 
 def child_environment() -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 
 from accerl.config import ConfigError
 from accerl.files import write_file
-from accerl.runtime.bridge import child_environment
+from accerl.runtime.bridge import spawn
 
 NICE = 5
 """It gives way to training where they share processors."""
@@ -32,19 +31,10 @@ class PinnedEvaluation:
         self.path = out
         self._log = log
         out.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "accerl.runtime.pinned", str(out), json.dumps(facts), "--policy", str(policy)]
+        arguments = [str(out), json.dumps(facts), "--policy", str(policy)]
         for name, value in options.items():
-            command += [f"--{name.replace('_', '-')}", str(value)] if value is not True else [f"--{name}"]
-        with log.open("a") as file:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-                env=child_environment(),
-                preexec_fn=lambda: os.nice(NICE),
-            )
+            arguments += [f"--{name.replace('_', '-')}", str(value)]
+        self._process = spawn("accerl.runtime.pinned", arguments, log)
 
     @property
     def running(self) -> bool:
@@ -96,6 +86,7 @@ def pin(checkpoint: Path, folder: Path) -> Path:
 
 def main(out: Path, facts: dict[str, Any], arguments: list[str]) -> int:
     """`accerl eval`, and then the facts beside its result."""
+    os.nice(NICE)
     from accerl.cli.evaluate import COMMAND
 
     temporary = out.with_suffix(".part")

@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from html import escape
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from accerl.config import ConfigError, RunConfig
 from accerl.files import read_lines, write_file
 from accerl.recent import Cursor, Seen, Source, check_source, watch_folder
-from accerl.runtime.bridge import Bridge, child_environment
+from accerl.runtime.bridge import Bridge, spawn
 from accerl.types import Trajectory
 from accerl.waiting import waiting
 
@@ -57,19 +56,8 @@ def launch(config: RunConfig, *, resume: bool = False, owner_pid: int | None = N
     (folder / "connection.json").unlink(missing_ok=True)
     (folder / "config.json").write_text(config.model_dump_json(indent=1))
     write_status(folder, {"state": "starting", "reason": "", "host": socket.gethostname()})
-    command = [sys.executable, "-m", "accerl.runtime.host", str(folder)]
-    if owner_pid is not None:
-        command += ["--owner", str(owner_pid)]
-    with (folder / "logs" / "host.log").open("a") as log:
-        host = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env=child_environment(),
-        )
-    return Run(folder, host)
+    owner = [] if owner_pid is None else ["--owner", str(owner_pid)]
+    return Run(folder, spawn("accerl.runtime.host", [str(folder), *owner], folder / "logs" / "host.log"))
 
 
 def attach(run: str | Path, root: Path = Path("runs")) -> Run:
