@@ -60,9 +60,7 @@ class Bridge:
             self._process.wait()
 
 
-def spawn(
-    module: str, arguments: Sequence[str], log: Path, pass_fds: Sequence[int] = ()
-) -> subprocess.Popen[bytes]:
+def spawn(module: str, arguments: Sequence[str], log: Path, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
     """`python -m module` in a session of its own, which goes on when this process ends; it prints into `log`."""
     with log.open("a") as file:
         return subprocess.Popen(

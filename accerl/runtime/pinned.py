@@ -73,7 +73,22 @@ class PinnedEvaluation:
         self._process.wait()
 
 
-def pin(checkpoint: Path, folder: Path) -> Path:
+def begin(run_folder: Path, checkpoint: Path, options: dict[str, Any]) -> PinnedEvaluation:
+    """Of a run's checkpoint, in the run's environment; `options` are those of `accerl eval`, `greedy` among them."""
+    folder = run_folder / "evaluations"
+    how = "greedy" if options["greedy"] else "sampled"
+    number = sum(1 for _ in folder.glob(f"{checkpoint.name}-{how}-*.json"))
+    name = f"{checkpoint.name}-{how}-{number}"
+    return PinnedEvaluation(
+        _pin(checkpoint, folder),
+        folder / f"{name}.json",
+        run_folder / "logs" / f"{name}.log",
+        {"config": run_folder / "config.json", **options},
+        {"checkpoint": checkpoint.name, "updates": int(checkpoint.name.removeprefix("step-")), "time": time.time()},
+    )
+
+
+def _pin(checkpoint: Path, folder: Path) -> Path:
     """A copy of the checkpoint's policy that costs no space and stays when the run lets the checkpoint go."""
     kept = folder / checkpoint.name
     kept.mkdir(parents=True, exist_ok=True)

@@ -143,48 +143,34 @@ class Run:
         """Play one version of the policy beside training, which is not stopped, in a process of its own.
 
         Args:
-            checkpoint: a folder, or the name of one in `checkpoints/`; None: saved now, or the newest one of a run
-                that has ended.
+            checkpoint: one of `checkpoints()`, or its name; None: saved now, or the newest one of a run that has ended.
             wait: give the result, which `evaluations` has from then on; otherwise a handle with `running`, `progress`,
                 `result()` and `cancel()`. Interrupting the wait stops neither the evaluation nor the run.
             options: of `accerl eval`, for example `seed=1`.
 
         Raises:
-            ConfigError: there is no such checkpoint, or an option does not fit.
+            ConfigError: there is no such checkpoint.
+            RuntimeError: it failed, because an option does not fit for example; with what it said.
         """
-        from accerl.runtime.pinned import PinnedEvaluation, pin
+        from accerl.runtime.pinned import begin
 
         chosen = self._checkpoint(checkpoint)
-        folder = self.folder / "evaluations"
-        name = f"{chosen.name}-{'greedy' if greedy else 'sampled'}"
-        number = sum(1 for _ in folder.glob(f"{name}-*.json"))
-        facts = {"checkpoint": chosen.name, "updates": int(chosen.name.removeprefix("step-")), "time": time.time()}
-        evaluation = PinnedEvaluation(
-            pin(chosen, folder),
-            folder / f"{name}-{number}.json",
-            self.folder / "logs" / f"{name}-{number}.log",
-            {"config": self.folder / "config.json", "episodes_per_task": episodes_per_task, **options}
-            | ({"greedy": True} if greedy else {}),
-            facts,
-        )
+        evaluation = begin(self.folder, chosen, {"episodes_per_task": episodes_per_task, "greedy": greedy, **options})
         if not wait:
             return evaluation
         with waiting(f"evaluating {chosen.name}") as say_more:
             return evaluation.result(on_wait=say_more)
 
     def _checkpoint(self, wanted: str | Path | None) -> Path:
-        if wanted is None:
-            if self.status()["state"] in LIVE:
-                return self.checkpoint()
-            written = self.checkpoints()
-            if not written:
-                raise ConfigError(f"checkpoint: {self.name} has none to evaluate")
-            return written[-1]
-        for path in (self.folder / "checkpoints" / wanted, Path(wanted)):
-            if (path / "policy.json").exists():
-                return path
-        known = ", ".join(path.name for path in self.checkpoints()) or "none"
-        raise ConfigError(f"checkpoint: {self.name} has no {str(wanted)!r}; there are {known}")
+        if wanted is None and self.status()["state"] in LIVE:
+            return self.checkpoint()
+        written = {path.name: path for path in self.checkpoints()}
+        if not written:
+            raise ConfigError(f"checkpoint: {self.name} has none to evaluate")
+        name = max(written) if wanted is None else Path(wanted).name
+        if name not in written:
+            raise ConfigError(f"checkpoint: {self.name} has no {str(wanted)!r}; there are {', '.join(written)}")
+        return written[name]
 
     def evaluations(self) -> list[dict[str, Any]]:
         """Those of `evaluate`, as their files in `evaluations/` say it, oldest first."""
