@@ -1,9 +1,10 @@
-"""Objects of other packages that a configuration names as `package.module:name`."""
+"""Objects of other packages: those that a configuration names as `package.module:name`, and entry points."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
+from importlib.metadata import entry_points
 from typing import Any
 
 from accerl.config import ConfigError, suggest
@@ -25,3 +26,15 @@ def find_object(path: str, field: str, known: Iterable[str]) -> Any:
     if not hasattr(module, name):
         raise ConfigError(f"{field}: {module_name!r} has no {name!r}")
     return getattr(module, name)
+
+
+def load_extra(group: str, name: str, field: str, distribution: str) -> Any:
+    """The entry point `name` of `group`; `field` is what asks for it, and `distribution` is what brings it.
+
+    Raises:
+        ConfigError: that distribution is not installed.
+    """
+    for point in entry_points(group=group):
+        if point.name == name:
+            return point.load()
+    raise ConfigError(f"{field}: needs pip install '{distribution}'")

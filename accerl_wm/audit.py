@@ -16,10 +16,10 @@ from jaxtyping import Float32, UInt8
 
 from accerl.envs.state import unpack_state
 from accerl.protocols import StatefulEnv
-from accerl.types import Array
+from accerl.types import Array, Trajectory
 from accerl_wm.carriers import Frames
 from accerl_wm.fidelity import psnr
-from accerl_wm.frames import Start
+from accerl_wm.frames import Start, cut_start, of_trajectory
 from accerl_wm.world import Past, WorldModel
 
 
@@ -91,6 +91,13 @@ def audit(
         psnr=psnr(torch.from_numpy(shown), torch.from_numpy(seen)).numpy(),
         proprio_error=np.sqrt((error**2).mean(1)).astype(np.float32),
     )
+
+
+def audit_trajectory(world: WorldModel, env: StatefulEnv, trajectory: Trajectory, chunk_length: int) -> Audit:
+    """Of a real episode that kept its state, from its first decision; raises what `audit` does."""
+    assert trajectory.action is not None
+    start = cut_start(of_trajectory(trajectory), 0, world.history, chunk_length)
+    return audit(world, env, start, list(trajectory.action))
 
 
 def picture(audits: Sequence[Audit], path: Path) -> None:

@@ -146,8 +146,7 @@ def audit(options: AuditOptions) -> int:
     from accerl.envs import make_env
     from accerl.files import write_file
     from accerl_wm import store
-    from accerl_wm.audit import audit, picture
-    from accerl_wm.frames import cut_start, of_trajectory
+    from accerl_wm.audit import audit_trajectory, picture
 
     world = store.load(options.world_model)
     config = RunConfig.load(options.run / "config.json")
@@ -155,9 +154,7 @@ def audit(options: AuditOptions) -> int:
     env: Any = make_env(config.env)
     found = []
     for trajectory in newest_trajectories(options.run, options.num):
-        start = cut_start(of_trajectory(trajectory), 0, world.history, config.env.chunk_length)
-        assert trajectory.action is not None
-        found.append(audit(world, env, start, list(trajectory.action)))
+        found.append(audit_trajectory(world, env, trajectory, config.env.chunk_length))
         last = found[-1]
         say(
             f"{last.task:24s} {len(last.psnr) - 1:3d} decisions  PSNR {last.psnr[1]:.1f} … {last.psnr[-1]:.1f} dB  "

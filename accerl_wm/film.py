@@ -13,9 +13,8 @@ from accerl.envs import make_env
 from accerl.notebook.dream_audit import Film
 from accerl.types import Trajectory
 from accerl_wm import store
-from accerl_wm.audit import Audit, audit
+from accerl_wm.audit import Audit, audit_trajectory
 from accerl_wm.fit import check_run
-from accerl_wm.frames import cut_start, of_trajectory
 from accerl_wm.runtime.models import load_model
 from accerl_wm.world import WorldModel
 
@@ -32,11 +31,9 @@ def audit_film(trajectory: Trajectory, config: RunConfig, world_model: Path | No
         world = WorldModel(load_model(settings, "observation"), load_model(settings, "reward"), section.device)
     else:
         world = store.load(Path(world_model))
-    start = cut_start(of_trajectory(trajectory), 0, world.history, config.env.chunk_length)
     env: Any = make_env(config.env)
     try:
-        assert trajectory.action is not None
-        return film_of(audit(world, env, start, list(trajectory.action)), trajectory)
+        return film_of(audit_trajectory(world, env, trajectory, config.env.chunk_length), trajectory)
     finally:
         env.close()
 

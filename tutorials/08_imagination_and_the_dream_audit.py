@@ -99,7 +99,7 @@ print(len(real), "episodes, all with the simulator's state:", all(each.state is 
 # worker plays it: the policy sees exactly what it sees from the simulator. All that wait are answered in one batch.
 
 # %%
-from accerl_wm.frames import FrameBuffer, cut_start, of_trajectory
+from accerl_wm.frames import FrameBuffer, of_trajectory
 from accerl_wm.imagination import Imagination
 
 frames = FrameBuffer(env_config.chunk_length)
@@ -123,12 +123,11 @@ TrajectoryViewer([real[0], *dreams[:3]])
 # the two curves of success whether the model would have told the policy the truth.
 
 # %%
-from accerl_wm.audit import audit
+from accerl_wm.audit import audit_trajectory
 
 
 def audited(world, trajectory):
-    start = cut_start(of_trajectory(trajectory), 0, world.history, env_config.chunk_length)
-    return audit(world, env, start, list(trajectory.action))
+    return audit_trajectory(world, env, trajectory, env_config.chunk_length)
 
 
 found = [audited(world, trajectory) for trajectory in real[:4]]

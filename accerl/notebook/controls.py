@@ -14,9 +14,8 @@ import traitlets
 
 from accerl.config import ConfigError, RunConfig
 from accerl.notebook.view import View, assets
-from accerl.runtime.knobs import KNOBS
+from accerl.runtime.knobs import KNOBS, Knobs, value
 
-LIVE = ("starting", "running", "paused", "stopping")
 SCALED = {"rollout": "num_workers", "inference": "num_services", "replay": "num_shards"}
 """Kind of process to where a line of metrics counts it."""
 
@@ -31,8 +30,6 @@ class Steered(Protocol):
     def config(self) -> RunConfig: ...
 
     def status(self) -> dict[str, Any]: ...
-
-    def events(self) -> list[dict[str, Any]]: ...
 
     def pause(self) -> None: ...
 
@@ -59,7 +56,7 @@ class Controls(View):
     title = traitlets.Unicode("").tag(sync=True)
     state = traitlets.Unicode("").tag(sync=True)
     knobs = traitlets.List(trait=traitlets.Dict()).tag(sync=True)
-    """Name, section, value, explanation and bounds of each."""
+    """Name, section, value and explanation of each."""
     processes = traitlets.Dict().tag(sync=True)
     """Kind to number."""
     said = traitlets.Dict().tag(sync=True)
@@ -79,10 +76,7 @@ class Controls(View):
         status = self._run.status()
         self.state = status["state"]
         self.processes = {kind: status.get(key, 0) for kind, key in SCALED.items()}
-        turned = {event["set"].rpartition(".")[2]: event["to"] for event in self._run.events() if "set" in event}
-        self.knobs = [
-            {**knob, "value": turned.get(knob["name"], knob["value"])} for knob in describe_knobs(self._run.config)
-        ]
+        self.knobs = describe_knobs(self._run.config, status.get("knobs", {}))
 
     def png(self) -> bytes:
         from accerl.notebook.controls_picture import controls_picture
@@ -139,8 +133,8 @@ class Controls(View):
         self.update()
 
 
-def describe_knobs(config: RunConfig) -> list[dict[str, Any]]:
-    """What can be turned in this run: name, section, value, explanation."""
+def describe_knobs(config: RunConfig, turned: Knobs) -> list[dict[str, Any]]:
+    """What can be turned in this run: name, section, present value, explanation."""
     described = []
     for section, names in KNOBS.items():
         if section == "imagination" and not config.imagination.enabled:
@@ -149,7 +143,12 @@ def describe_knobs(config: RunConfig) -> list[dict[str, Any]]:
         for name in names:
             explanation = (type(settings).model_fields[name].description or "").replace("\n", " ")
             described.append(
-                {"name": name, "section": section, "value": getattr(settings, name), "explanation": explanation}
+                {
+                    "name": name,
+                    "section": section,
+                    "value": value(config, turned, f"{section}.{name}"),
+                    "explanation": explanation,
+                }
             )
     return described
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from accerl.config import ConfigError, RunConfig
+from accerl.plugins import load_extra
 from accerl.types import Trajectory
 
 GROUP = "accerl.audits"
@@ -39,7 +39,4 @@ def audited(trajectory: Trajectory, config: RunConfig | None, world_model: Path 
         raise ConfigError("audit: needs the run that the episode is from; give the run to the viewer")
     if trajectory.state is None:
         raise ConfigError("audit: the simulator's state was not kept; train with rollout.keep_state = true")
-    for point in entry_points(group=GROUP):
-        if point.name == "dream":
-            return point.load()(trajectory, config, world_model)
-    raise ConfigError("audit: needs pip install 'accerl[wm]'")
+    return load_extra(GROUP, "dream", "audit", "accerl[wm]")(trajectory, config, world_model)

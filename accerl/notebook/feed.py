@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from accerl.recent import Cursor, Seen
@@ -24,38 +24,43 @@ class Watched(Protocol):
     def status(self) -> dict[str, Any]: ...
 
 
+Episodes = Mapping[int, Trajectory]
+"""By number."""
+
+
 class Feed:
     """The newest `keep` episodes of whatever is given to it.
 
     Args:
-        on_change: called with the numbers of episodes that are new or longer, and of those that have left.
+        on_change: called with the episodes that are new or longer, and with those that have left.
     """
 
-    def __init__(self, keep: int, on_change: Callable[[Sequence[int], Sequence[int]], None] = lambda new, gone: None):
+    def __init__(self, keep: int, on_change: Callable[[Episodes, Episodes], None] = lambda new, gone: None):
         self._keep = keep
         self._on_change = on_change
         self._lock = threading.Lock()
         self._episodes: OrderedDict[int, Trajectory] = OrderedDict()
         self._next = 0
 
-    def add(self, trajectories: Sequence[Trajectory]) -> None:
-        """A segment goes to the episode that it continues, if that one is there."""
+    def add(self, trajectories: Sequence[Trajectory]) -> list[int]:
+        """A segment goes to the episode that it continues, if that one is there; returns the number of each."""
         with self._lock:
-            changed = list(dict.fromkeys(self._place(trajectory) for trajectory in trajectories))
-            gone = [self._episodes.popitem(last=False)[0] for _ in range(len(self._episodes) - self._keep)]
+            numbers = [self._place(trajectory) for trajectory in trajectories]
+            gone = dict(self._episodes.popitem(last=False) for _ in range(len(self._episodes) - self._keep))
+            changed = {number: self._episodes[number] for number in dict.fromkeys(numbers) if number not in gone}
         if changed or gone:
-            self._on_change([number for number in changed if number not in gone], gone)
+            self._on_change(changed, gone)
+        return numbers
 
     def get(self, number: int) -> Trajectory:
         """Raises KeyError if it has left."""
         with self._lock:
             return self._episodes[number]
 
-    @property
-    def numbers(self) -> list[int]:
-        """Oldest first."""
+    def episodes(self) -> Episodes:
+        """Those that are there now, oldest first."""
         with self._lock:
-            return list(self._episodes)
+            return dict(self._episodes)
 
     def _place(self, trajectory: Trajectory) -> int:
         for number, before in reversed(self._episodes.items()):

@@ -16,7 +16,7 @@ import traitlets
 from accerl.config import ConfigError
 from accerl.notebook.dream_audit import Film, audited
 from accerl.notebook.export import FORMATS, export
-from accerl.notebook.feed import Feed, Poller, Watched
+from accerl.notebook.feed import Episodes, Feed, Poller, Watched
 from accerl.notebook.picture import episodes_picture
 from accerl.notebook.strip import curves_of, facts_of, make_strip
 from accerl.notebook.view import View, assets
@@ -50,7 +50,7 @@ class TrajectoryViewer(View):
         super().__init__()
         self._source = source
         self._world_model = world_model
-        self._films: dict[str, Film] = {}
+        self._films: dict[tuple[str, int], Film] = {}
         self._work = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trajectory viewer")
         self._feed = Feed(keep, self._changed)
         self.on_msg(self._answer)
@@ -73,7 +73,7 @@ class TrajectoryViewer(View):
     @property
     def numbers(self) -> list[int]:
         """Of the episodes that are there, oldest first."""
-        return self._feed.numbers
+        return list(self._feed.episodes())
 
     def trajectory(self, number: int) -> Trajectory:
         """Raises KeyError if it has left."""
@@ -81,10 +81,10 @@ class TrajectoryViewer(View):
 
     def png(self) -> bytes:
         """Film strip and curves of what is looked at."""
-        numbers = [number for number in self.shown if number in self.numbers] or self.numbers[-1:]
-        return episodes_picture(
-            [(self._facts(number), self._feed.get(number).images, self._curves(number)) for number in numbers]
-        )
+        episodes = self._feed.episodes()
+        numbers = [number for number in self.shown if number in episodes] or list(episodes)[-1:]
+        chosen = [(number, episodes[number]) for number in numbers]
+        return episodes_picture([(self._facts(*each), each[1].images, self._curves(each[1])) for each in chosen])
 
     def audit(self, number: int) -> int:
         """Play an episode's actions in simulator and world model; returns the number of the film of both.
@@ -93,34 +93,37 @@ class TrajectoryViewer(View):
             ConfigError: what is missing for that, and how to get it.
         """
         film = audited(self._feed.get(number), getattr(self._source, "config", None), self._world_model)
-        self._films[film.trajectory.origin] = film
-        self._feed.add([film.trajectory])
-        return next(each for each in reversed(self.numbers) if self._feed.get(each).origin == film.trajectory.origin)
+        self._films[_key(film.trajectory)] = film
+        (new,) = self._feed.add([film.trajectory])
+        return new
 
     def _synchronized(self) -> dict[str, Any]:
-        return {**super()._synchronized(), "episodes": [self._episode(number) for number in self.numbers]}
+        return {**super()._synchronized(), "episodes": self._sent(self._feed.episodes())}
 
-    def _episode(self, number: int) -> dict[str, Any]:
-        strip = make_strip(self._feed.get(number).images)
+    def _sent(self, episodes: Episodes) -> list[dict[str, Any]]:
+        return [self._episode(number, trajectory) for number, trajectory in episodes.items()]
+
+    def _episode(self, number: int, trajectory: Trajectory) -> dict[str, Any]:
+        strip = make_strip(trajectory.images)
         return {
-            **self._facts(number),
-            "curves": self._curves(number),
+            **self._facts(number, trajectory),
+            "curves": self._curves(trajectory),
             "strip": strip.layout(),
             "jpeg": strip.jpeg,
         }
 
-    def _facts(self, number: int) -> dict[str, Any]:
-        trajectory = self._feed.get(number)
-        film = self._films.get(trajectory.origin)
+    def _facts(self, number: int, trajectory: Trajectory) -> dict[str, Any]:
+        film = self._films.get(_key(trajectory))
         return {**facts_of(trajectory, number), **(film.facts if film else {})}
 
-    def _curves(self, number: int) -> Mapping[str, list[float | None]]:
-        trajectory = self._feed.get(number)
-        film = self._films.get(trajectory.origin)
+    def _curves(self, trajectory: Trajectory) -> Mapping[str, list[float | None]]:
+        film = self._films.get(_key(trajectory))
         return film.curves if film else curves_of(trajectory)
 
-    def _changed(self, new: Sequence[int], gone: Sequence[int]) -> None:
-        self._tell("episodes", [self._episode(number) for number in new], gone=list(gone))
+    def _changed(self, new: Episodes, gone: Episodes) -> None:
+        self._tell("episodes", self._sent(new), gone=list(gone))
+        for trajectory in gone.values():
+            self._films.pop(_key(trajectory), None)
 
     def _tell(self, kind: str, episodes: Sequence[dict[str, Any]], **more: Any) -> None:
         """Pictures travel as buffers, in the order of their episodes."""
@@ -134,7 +137,7 @@ class TrajectoryViewer(View):
         """To the browser, which asks; what takes long goes to a thread."""
         match message:
             case {"kind": "hello"}:
-                self._tell("all", [self._episode(number) for number in self.numbers])
+                self._tell("all", self._sent(self._feed.episodes()))
             case {"kind": "export", "number": int(number), "format": str(suffix)} if suffix in FORMATS:
                 self._work.submit(self._export, number, suffix)
             case {"kind": "audit", "number": int(number)}:
@@ -156,3 +159,7 @@ class TrajectoryViewer(View):
             self.send({"kind": "said", "number": number, "text": str(error)})
         else:
             self.send({"kind": "audited", "number": number, "film": new})
+
+
+def _key(trajectory: Trajectory) -> tuple[str, int]:
+    return trajectory.origin, trajectory.episode

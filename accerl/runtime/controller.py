@@ -183,6 +183,11 @@ class Controller:
         """Who is there, and the number of that, once it is above `seen`."""
         return await self._crew.directory.newer(seen, timeout_s)
 
+    async def shards(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Replay shards by name, of what is real and of what is imagined, as they are at this moment."""
+        directory = self._crew.directory.value
+        return dict(directory.giving), dict(directory.imagined)
+
     async def snapshot(self) -> dict[str, Any]:
         """What a checkpoint keeps of the run beside the learner; the replay writes its part by itself."""
         if self.progress < 1:
@@ -219,6 +224,7 @@ class Controller:
             self._note(set=name, **{"from": knobs.value(self._config, self._knobs, name)}, to=value, by=by)
         self._knobs = turned
         self._tasks.epsilon = knobs.value(self._config, turned, "tasks.epsilon")
+        self._set_state(self._state, self._reason)
         if "imagination" in turned:
             await self.post("imagination", turned["imagination"])
         return turned
@@ -316,7 +322,7 @@ class Controller:
 
     def _set_state(self, state: str, reason: str = "") -> None:
         self._state, self._reason = state, reason
-        write_status(self._config.folder, {**self._line, "state": state, "reason": reason})
+        write_status(self._config.folder, {**self._line, "knobs": self._knobs, "state": state, "reason": reason})
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint, if there is one."""

@@ -7,11 +7,11 @@ work. One of `accerl.roles` gives its kinds of actors by name; their constructor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from accerl.config import ConfigError, RunConfig
+from accerl.config import RunConfig
+from accerl.plugins import load_extra
 
 ROLES, CHECKS = "accerl.roles", "accerl.checks"
 
@@ -36,7 +36,7 @@ def extra_kinds(config: RunConfig) -> Mapping[str, ExtraKind]:
     Raises:
         ConfigError: the distribution that brings them is not installed.
     """
-    return _find(ROLES, "imagination", "accerl[wm]")(config) if config.imagination.enabled else {}
+    return _load(ROLES)(config) if config.imagination.enabled else {}
 
 
 def check_extra(config: RunConfig) -> None:
@@ -46,11 +46,8 @@ def check_extra(config: RunConfig) -> None:
         ConfigError: naming the field, the reason and the remedy.
     """
     if config.imagination.enabled:
-        _find(CHECKS, "imagination", "accerl[wm]")(config)
+        _load(CHECKS)(config)
 
 
-def _find(group: str, name: str, distribution: str) -> Callable[[RunConfig], Any]:
-    for point in entry_points(group=group):
-        if point.name == name:
-            return point.load()
-    raise ConfigError(f"{name}.enabled: needs pip install '{distribution}'")
+def _load(group: str) -> Any:
+    return load_extra(group, "imagination", "imagination.enabled", "accerl[wm]")

@@ -11,7 +11,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from accerl.recent import Cursor, Seen, Source
 from accerl.types import Trajectory
 
-SHARD_ANSWERS_WITHIN_S = 10.0
+ANSWERS_WITHIN_S = 10.0
 
 
 class Watch:
@@ -22,8 +22,8 @@ class Watch:
 
     def watch(self, cursor: Cursor, num: int, source: Source | None) -> Seen:
         """At most `num` trajectories of each source, the newest; a shard that does not answer is left out."""
-        _, directory = ray.get(self._controller.directory.remote(-1, 1.0), timeout=SHARD_ANSWERS_WITHIN_S)
-        shards: dict[Source, Mapping[str, Any]] = {"real": directory.giving, "imagined": directory.imagined}
+        real, imagined = ray.get(self._controller.shards.remote(), timeout=ANSWERS_WITHIN_S)
+        shards: dict[Source, Mapping[str, Any]] = {"real": real, "imagined": imagined}
         found: list[Trajectory] = []
         moved = dict(cursor)
         for each in shards if source is None else (source,):
@@ -39,7 +39,7 @@ class Watch:
         answers = {}
         for name, reference in asked.items():
             try:
-                answers[name] = ray.get(reference, timeout=SHARD_ANSWERS_WITHIN_S)
+                answers[name] = ray.get(reference, timeout=ANSWERS_WITHIN_S)
             except (RayActorError, GetTimeoutError):
                 continue
         return answers

@@ -10,7 +10,7 @@ import pytest
 
 from accerl.config import ConfigError, RunConfig
 from accerl.notebook.controls import Controls, describe_knobs
-from accerl.runtime.knobs import turn
+from accerl.runtime.knobs import Knobs, turn
 
 
 class FakeRun:
@@ -22,13 +22,10 @@ class FakeRun:
         self.config = RunConfig()
         self.calls: list[Any] = []
         self.state = "running"
-        self.turned: dict[str, Any] = {}
+        self.turned: Knobs = {}
 
     def status(self):
-        return {"state": self.state, "num_workers": 2, "num_services": 1, "num_shards": 1}
-
-    def events(self):
-        return [{"set": name, "to": value} for name, value in self.turned.items()]
+        return {"state": self.state, "knobs": self.turned, "num_workers": 2, "num_services": 1, "num_shards": 1}
 
     def pause(self):
         self.state = "paused"
@@ -37,9 +34,8 @@ class FakeRun:
         self.state = "running"
 
     def set(self, **knobs):
-        turn(self.config, {}, knobs)
-        self.turned |= knobs
-        return {}
+        self.turned = turn(self.config, self.turned, knobs)
+        return dict(self.turned)
 
     def scale(self, **changes):
         return {kind: 2 + by for kind, by in changes.items()}
@@ -95,13 +91,13 @@ def test_what_does_not_fit_and_what_is_gone_is_said_beside_the_control(controls)
 
 
 def test_a_knob_that_was_turned_elsewhere_shows_its_value(controls):
-    controls._run.turned["policy_lr"] = 5e-5
+    controls._run.set(policy_lr=5e-5)
     controls.update()
     assert next(knob for knob in controls.knobs if knob["name"] == "policy_lr")["value"] == 5e-5
 
 
 def test_every_knob_has_an_explanation_and_those_of_imagination_are_shown_where_there_is_some():
-    knobs = describe_knobs(RunConfig())
+    knobs = describe_knobs(RunConfig(), {})
     assert all(knob["explanation"] for knob in knobs)
     assert "imagination" not in {knob["section"] for knob in knobs}
     with pytest.raises(ConfigError, match=r"imagination\.horizon: this run does not imagine"):

@@ -15,7 +15,7 @@ def test_only_the_newest_episodes_are_kept_and_those_that_leave_are_named():
     feed = Feed(3, lambda new, gone: changes.append((list(new), list(gone))))
     feed.add([trajectory(1, seed=seed, terminal=True) for seed in range(5)])
     feed.add([trajectory(1, seed=9, terminal=True)])
-    assert feed.numbers == [3, 4, 5]
+    assert list(feed.episodes()) == [3, 4, 5]
     assert changes == [([2, 3, 4], [0, 1]), ([5], [2])]
 
 
@@ -23,10 +23,10 @@ def test_a_segment_goes_to_the_episode_that_it_continues():
     feed = Feed(8)
     feed.add([trajectory(2, episode=1), trajectory(2, seed=1, episode=2)])
     feed.add([trajectory(3, episode=1, first_step=2, terminal=True)])
-    assert feed.numbers == [0, 1]
+    assert list(feed.episodes()) == [0, 1]
     assert feed.get(0).num_decisions == 5 and feed.get(0).terminal
     feed.add([trajectory(2, episode=1, first_step=5)])
-    assert feed.numbers == [0, 1, 2], "an episode that has ended is not continued"
+    assert list(feed.episodes()) == [0, 1, 2], "an episode that has ended is not continued"
 
 
 class FakeRun:
@@ -58,5 +58,5 @@ def test_the_thread_asks_only_for_what_is_new_and_outlives_the_cluster(monkeypat
         assert run.asked.acquire(timeout=10)
     poller.close()
     assert run.calls[:4] == [{}, {"replay-0": 1}, {"replay-0": 2}, {"replay-0": 2}]
-    assert feed.numbers[:3] == [0, 1, 2]
+    assert list(feed.episodes())[:3] == [0, 1, 2]
     assert states[:3] == ["running", "the run's cluster is not there any more", "dead: its processes are gone"]

@@ -9,7 +9,7 @@ function render({ model, el }) {
   el.append(root);
   let lines = model.isFrozen ? (model.get("lines") ?? []) : [];
   let axis = "wall_s";
-  const draw = () => root.isConnected !== false && drawAll(root, model, lines, axis, (chosen) => ((axis = chosen), draw()));
+  const draw = () => drawAll(root, model, lines, axis, (chosen) => ((axis = chosen), draw()));
   const onMessage = (message) => {
     if (message.kind === "all") lines = message.lines;
     else if (message.kind === "lines") lines = lines.concat(message.lines);
