@@ -36,7 +36,7 @@ class Finding:
 def examine_machine() -> list[Finding]:
     """Everything that a run needs, each with the command that mends it where it is missing."""
     with ThreadPoolExecutor(max_workers=2) as pool:
-        libraries = [*pool.map(_library, LIBRARIES), _libero()]
+        libraries = [*pool.map(_library, LIBRARIES), _libero(), *_kernels()]
         return [_python(), *libraries, _devices(), _memory(), *_drawing(rendering.probe()), _shared_memory(), _disk()]
 
 
@@ -81,6 +81,24 @@ def _libero() -> Finding:
     if importlib.util.find_spec("libero") is None:
         return Finding(subject="libero", ok=None, detail="not installed: an extra", remedy=INSTALL_LIBERO)
     return Finding(subject="libero", ok=True, detail="there; whether it works: accerl doctor --libero")
+
+
+def _kernels() -> list[Finding]:
+    """An extra: each operation that has a kernel, and where."""
+    from accerl.kernels import examine
+
+    found = examine("auto")
+    if not found:
+        remedy = "pip install 'accerl[kernels]'"
+        return [Finding(subject="kernels", ok=None, detail="torch: accerl_ext is not installed", remedy=remedy)]
+    return [
+        Finding(
+            subject=name,
+            ok=None if kernel.function is None else True,
+            detail=f"{device}: {'torch' if kernel.function is None else 'accerl_ext'} ({kernel.reason})",
+        )
+        for (name, device), kernel in found.items()
+    ]
 
 
 def _devices() -> Finding:

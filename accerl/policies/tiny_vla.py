@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from accerl.policies.action_tokens import chosen, sample_tokens, soft_labels, to_actions, to_tokens
 from accerl.policies.value_head import ValueHead
+from accerl.rl.tokens import slim_log_prob
 from accerl.types import Blob, EnvSpec, Evaluation, ObservationBatch, PolicyOutput
 
 PADDING, UNKNOWN = 0, 1
@@ -140,11 +141,10 @@ class TinyVLA(nn.Module):
         return PolicyOutput(action, chosen(log_probs, tokens), value, blob)
 
     def evaluate(self, observations: ObservationBatch, blob: Blob[Tensor]) -> Evaluation:
-        logits, value = self._forward(observations)
-        log_probs = torch.log_softmax(logits, dim=-1)
-        entropy = -(log_probs.exp() * log_probs).sum(-1)
-        tokens = blob["tokens"].to(log_probs.device).long()
-        return Evaluation(chosen(log_probs, tokens), entropy, value)
+        states = self._action_states(observations)
+        tokens = blob["tokens"].to(states.device).long()
+        log_prob, entropy = slim_log_prob(self.action_head(states).float(), self.basis, tokens)
+        return Evaluation(log_prob, entropy, self.value_head(states, observations.episode_step).float())
 
     def value(self, observations: ObservationBatch) -> Float[Tensor, " batch"]:
         return self.value_head(self._action_states(observations), observations.episode_step).float()

@@ -7,6 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from accerl import kernels
+
 
 def gae(
     reward: Float[Tensor, " decision"],
@@ -29,6 +31,8 @@ def gae(
         lengths: decisions of each segment, at least 1.
         terminal: whether the segment's last decision ended the episode in an absorbing state.
     """
+    if kernel := kernels.find("gae", reward):
+        return kernel(reward, value, bootstrap_value, lengths, terminal, discount, trace)
     reward, value = reward.float(), value.float()
     beyond = torch.where(terminal, 0.0, bootstrap_value.float())
     delta = reward + discount * following(value, beyond, lengths) - value
@@ -48,6 +52,8 @@ def accumulate_backwards(
     term: Float[Tensor, " decision"], decay: Float[Tensor, " decision"], lengths: Int[Tensor, " segment"]
 ) -> Float[Tensor, " decision"]:
     r"""$x_t = y_t + d_t x_{t+1}$ within each segment, with nothing beyond its last decision."""
+    if kernel := kernels.find("accumulate_backwards", term):
+        return kernel(term, decay, lengths)
     sizes = lengths.tolist()
     terms, decays = (pad_sequence(list(values.split(sizes)), batch_first=True) for values in (term, decay))
     total = torch.zeros_like(terms)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from accerl import kernels
 
 
 def executed_mask(
@@ -24,3 +26,20 @@ def executed_mask(
         raise ValueError(f"num_tokens: {num_tokens} is neither 1 nor a multiple of chunk_length={chunk_length}")
     executed = torch.arange(chunk_length)[None] < num_actions[:, None]
     return executed.repeat_interleave(tokens_per_action, dim=1)
+
+
+def slim_log_prob(
+    states: Float[Tensor, "*axes width"], weight: Float[Tensor, "width bin"], tokens: Int[Tensor, "*axes"]
+) -> tuple[Float[Tensor, "*axes"], Float[Tensor, "*axes"]]:
+    """Log-probability of chosen tokens and entropy, nats, of a linear head without bias; in float32 at least.
+
+    Args:
+        states: what the head reads.
+        tokens: in [0, bin).
+    """
+    if kernel := kernels.find("slim_log_prob", states):
+        return kernel(states, weight, tokens)
+    logits = states @ weight
+    log_probs = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    return log_probs.gather(-1, tokens[..., None]).squeeze(-1), entropy

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accerl import kernels
 from accerl.config import ConfigError, RunConfig
 from accerl.envs import check_tasks, make_env, read_spec
 from accerl.policies import KINDS, find_class
@@ -37,6 +38,8 @@ def check(config: RunConfig) -> None:
     if config.imagination.enabled:
         _check_device("imagination", config.imagination.device)
     check_extra(config)
+    if config.kernels == "ext":
+        kernels.examine(config.kernels)
 
 
 def start_policy(config: RunConfig) -> Policy:

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
+from accerl import kernels
 from accerl.policies.openvla_oft.config import ImageConfig
 
 MEAN = ((0.485, 0.456, 0.406), (0.5, 0.5, 0.5))
@@ -34,6 +35,8 @@ def process(
     frames: UInt8[Tensor, "batch image height width 3"], config: ImageConfig
 ) -> Float32[Tensor, "batch image 6 size size"]:
     """Pixel values: of each image three channels for DINOv2, then three for SigLIP."""
+    if kernel := kernels.find("process_images", frames):
+        return kernel(frames, config)
     if config.rotate:
         frames = frames.flip(2, 3)
     frames = resize(frames, config.size)
@@ -47,7 +50,7 @@ def resize(frames: UInt8[Tensor, "*axes height width 3"], size: int) -> UInt8[Te
     height, width = frames.shape[-3:-1]
     if height == width == size:
         return frames
-    rows, columns = (_lanczos(old, size).to(frames.device) for old in (height, width))
+    rows, columns = (lanczos(old, size).to(frames.device) for old in (height, width))
     resized = torch.einsum("yh,...hwc->...ywc", rows, frames.float())
     resized = torch.einsum("xw,...ywc->...yxc", columns, resized)
     return resized.round().clamp(0, 255).to(torch.uint8)
@@ -56,7 +59,7 @@ def resize(frames: UInt8[Tensor, "*axes height width 3"], size: int) -> UInt8[Te
 def centre_crop(frames: UInt8[Tensor, "*axes size size 3"], area: float) -> UInt8[Tensor, "*axes size size 3"]:
     """The middle square with a share `area` of the pixels, bilinearly scaled up to the old size."""
     size = frames.shape[-2]
-    low, high, weight = (each.to(frames.device) for each in _crop_places(size, area))
+    low, high, weight = (each.to(frames.device) for each in crop_places(size, area))
     pixels = frames.to(torch.float32) * torch.tensor(1 / 255, dtype=torch.float32)
     upper, lower = pixels.index_select(-3, low), pixels.index_select(-3, high)
     upper, lower = (_between(row.index_select(-2, low), row.index_select(-2, high), weight) for row in (upper, lower))
@@ -77,7 +80,7 @@ def _between(first: Tensor, second: Tensor, weight: Float[Tensor, " size"]) -> T
 
 
 @cache
-def _crop_places(size: int, area: float) -> tuple[Tensor, Tensor, Tensor]:
+def crop_places(size: int, area: float) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels below and above each sampled place, and how far it is between them; float32 throughout, as TensorFlow."""
     one, side = np.float32(1), np.sqrt(np.float32(area))
     start = (one - side) / np.float32(2)
@@ -91,7 +94,7 @@ def _crop_places(size: int, area: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @cache
-def _lanczos(old: int, new: int) -> Float32[Tensor, "new old"]:
+def lanczos(old: int, new: int) -> Float32[Tensor, "new old"]:
     """Weights of the old pixels in each new one; wider where that has fewer, so that nothing aliases."""
     ratio = old / new
     stretch = max(ratio, 1.0)

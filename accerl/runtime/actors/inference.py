@@ -8,6 +8,7 @@ import threading
 import ray
 import torch
 
+from accerl import kernels
 from accerl.config import RunConfig
 from accerl.inference import InferenceService, PolicyServer, Window
 from accerl.runtime.actors.role import Role, Wiring, node_id
@@ -22,6 +23,7 @@ class InferenceActor(Role):
     def __init__(self, config: RunConfig, index: int, wiring: Wiring):
         super().__init__(config, f"inference-{index}")
         torch.set_num_threads(config.inference.num_threads)
+        kernels.use(config.kernels)
         self._config = config
         self._wiring = wiring
         self._weights = make_source(config, wiring.controller, self.name)

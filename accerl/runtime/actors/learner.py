@@ -13,7 +13,7 @@ from typing import Any
 import ray
 import torch
 
-from accerl import checkpoint
+from accerl import checkpoint, kernels
 from accerl.config import RunConfig, Section
 from accerl.learner import Learner
 from accerl.mixing import MixedSource
@@ -36,6 +36,7 @@ class LearnerActor(Role):
     def __init__(self, config: RunConfig, wiring: Wiring):
         super().__init__(config, "learner-0")
         torch.set_num_threads(config.learner.num_threads)
+        kernels.use(config.kernels)
         torch.manual_seed(config.seed)
         self._config = config
         self._controller = wiring.controller

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 
-from accerl import checkpoint
+from accerl import checkpoint, kernels
 from accerl.config import LearnerConfig, ObjectiveConfig, RunConfig
 from accerl.engine import placed
 from accerl.learner import Learner
@@ -59,6 +59,7 @@ class RankActor(Role):
     def __init__(self, config: RunConfig, number: int, wiring: Wiring):
         super().__init__(config, f"rank-{number}")
         torch.set_num_threads(config.learner.num_threads)
+        kernels.use(config.kernels)
         self._config = config
         self._start = wiring.start
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rank")

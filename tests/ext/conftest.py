@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import pytest
+
+from accerl import kernels
+from accerl_ext.library import BuildError, library
+
+
+@pytest.fixture(autouse=True)
+def plain():
+    """What a test chooses does not stay."""
+    yield
+    kernels._chosen.clear()
+
+
+@pytest.fixture
+def native():
+    """The C++ kernels, where this machine can have them."""
+    try:
+        return library()
+    except BuildError as error:
+        pytest.skip(str(error))
