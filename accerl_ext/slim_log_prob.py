@@ -1,8 +1,9 @@
 """Log-probability and entropy of chosen tokens of a slim head: twin of `accerl.rl.tokens.slim_log_prob`.
 
-The logits are formed for a block of rows at a time, and a row is gone through once while it is in the cache. Where the
-head is narrower than its bins are many, they are formed again for the backward pass, so that [token, bin] never stands
-in memory; else they are kept once. float32 and float64; narrower states are widened block by block.
+The logits are formed for a block of rows at a time, and formed again for the backward pass, so that [token, bin] never
+stands in memory, and a row is gone through once while it is in the cache. float32 and float64; narrower states are
+widened block by block. It pays where the head is narrow: from 4096 numbers a token nearly all of the time goes into
+matrix products, of which this has one more, and the twin is used.
 """
 
 from __future__ import annotations
@@ -25,31 +26,28 @@ def slim_log_prob(
     states: Float[Tensor, "*axes width"], weight: Float[Tensor, "width bin"], tokens: Int[Tensor, "*axes"]
 ) -> tuple[Float[Tensor, "*axes"], Float[Tensor, "*axes"]]:
     """As `accerl.rl.tokens.slim_log_prob`."""
-    log_prob, entropy, _, _ = _forward(states.flatten(0, -2), weight, tokens.flatten())
+    log_prob, entropy, _ = _forward(states.flatten(0, -2), weight, tokens.flatten())
     return log_prob.view(tokens.shape), entropy.view(tokens.shape)
 
 
 @torch.library.custom_op("accerl::slim_log_prob", mutates_args=(), device_types="cpu")
-def _forward(states: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-probability, entropy, log of the sum that they are normalised by, and the logits if they are kept."""
+def _forward(states: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability, entropy, and the logarithm of the sum that they are normalised by."""
     _check_tokens(tokens, weight)
     wide, tokens = _wide(states, weight), tokens.contiguous()
     log_prob, entropy, log_normalizer = torch.empty(3, len(states), dtype=wide).unbind()
-    kept = torch.empty(_kept_shape(states, weight), dtype=wide)
     function = getattr(library(), f"slim_forward_{_name(wide)}")
     for rows in _blocks(states, weight):
         logits = states[rows].to(wide) @ weight.to(wide)
-        if len(kept):
-            kept[rows] = logits
         out = (each[rows] for each in (log_prob, entropy, log_normalizer))
         function(*of(logits, tokens[rows], *logits.shape, *out, torch.get_num_threads()))
-    return log_prob.clone(), entropy.clone(), log_normalizer.clone(), kept
+    return log_prob.clone(), entropy.clone(), log_normalizer.clone()
 
 
 @_forward.register_fake
-def _(states: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(states: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     made = [states.new_empty(len(states), dtype=_wide(states, weight)) for _ in range(3)]
-    return made[0], made[1], made[2], states.new_empty(_kept_shape(states, weight), dtype=made[0].dtype)
+    return made[0], made[1], made[2]
 
 
 @torch.library.custom_op("accerl::slim_log_prob_backward", mutates_args=(), device_types="cpu")
@@ -61,7 +59,6 @@ def _backward(
     tokens: Tensor,
     entropy: Tensor,
     log_normalizer: Tensor,
-    kept: Tensor,
     wants_weight: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of states and weight; of the weight none, [0, 0], where nobody wants it."""
@@ -72,7 +69,7 @@ def _backward(
     grad_weight = torch.zeros(weight.shape if wants_weight else (0, 0), dtype=wide)
     function = getattr(library(), f"slim_backward_{_name(wide)}")
     for rows in _blocks(states, weight):
-        logits = kept[rows].clone() if len(kept) else states[rows].to(wide) @ wide_weight
+        logits = states[rows].to(wide) @ wide_weight
         per_row = (each[rows] for each in (*grads, entropy, log_normalizer))
         function(*of(logits, tokens[rows], *logits.shape, *per_row, torch.get_num_threads()))
         grad_states[rows] = logits @ wide_weight.T
@@ -91,7 +88,7 @@ def _(
 
 def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs, *output[1:])
-    ctx.mark_non_differentiable(*output[2:])
+    ctx.mark_non_differentiable(output[2])
 
 
 def _differentiate(ctx: Any, grad_log_prob: Tensor, grad_entropy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -108,11 +105,6 @@ def _blocks(states: Tensor, weight: Tensor) -> Iterator[slice]:
     size = max(1, BLOCK_ELEMENTS // max(1, weight.shape[1]))
     for first in range(0, len(states), size):
         yield slice(first, min(first + size, len(states)))
-
-
-def _kept_shape(states: Tensor, weight: Tensor) -> tuple[int, int]:
-    """Logits that take less memory than the states, which are kept anyway, are not worth a second matrix product."""
-    return (len(states), weight.shape[1]) if weight.shape[0] > weight.shape[1] else (0, 0)
 
 
 def _wide(states: Tensor, weight: Tensor) -> torch.dtype:

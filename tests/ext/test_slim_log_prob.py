@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from accerl import kernels
 from accerl.rl.tokens import slim_log_prob as twin
 from accerl_ext.slim_log_prob import BLOCK_ELEMENTS, _forward, slim_log_prob
 
@@ -52,11 +53,19 @@ def test_results_and_gradients_are_the_twins(shape, width, bins, dtype):
         torch.testing.assert_close(mine, other, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * scale)
 
 
-def test_more_rows_than_a_block_and_logits_that_are_kept_or_formed_again():
-    for width in (16, 300):  # below and above the number of bins
-        inputs = made((2 * BLOCK_ELEMENTS // 256 + 3,), width, 256, torch.float32)
-        for mine, other in zip(through(slim_log_prob, *inputs), through(twin, *inputs), strict=True):
-            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+def test_more_rows_than_a_block():
+    inputs = made((2 * BLOCK_ELEMENTS // 256 + 3,), 16, 256, torch.float32)
+    for mine, other in zip(through(slim_log_prob, *inputs), through(twin, *inputs), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_wide_head_stays_with_torch(monkeypatch):
+    states, weight, tokens = made((4,), 300, 256, torch.float32)
+    plain = twin(states, weight, tokens)
+    monkeypatch.setitem(kernels._chosen, ("slim_log_prob", "cpu"), lambda *_: pytest.fail("the kernel was used"))
+    torch.testing.assert_close(twin(states, weight, tokens), plain)
+    with pytest.raises(pytest.fail.Exception):
+        twin(states[:, :16], weight[:16], tokens)
 
 
 @pytest.mark.parametrize("scale", [1e-4, 30.0, 1e4])
