@@ -216,10 +216,9 @@ class Painter(nn.Module):
 
     def __init__(self, size, colours, body, done, width=32):
         super().__init__()
-        place = (width, size // 4, size // 4)
         self.move = nn.Linear(body + done, body)
         self.see = nn.Sequential(nn.Conv2d(colours, width, 8, stride=4, padding=2), nn.SiLU())
-        self.hear = nn.Sequential(nn.Linear(2 * body + done, 64), nn.SiLU(), nn.Linear(64, int(np.prod(place))))
+        self.hear = nn.Sequential(nn.Linear(2 * body + done, 64), nn.SiLU(), nn.Linear(64, width * (size // 4) ** 2))
         self.mix = nn.Sequential(nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.SiLU())
         self.draw = starting_at_zero(nn.Conv2d(2 * width, (colours + 1) * 16, 3, padding=1))
 
@@ -243,6 +242,11 @@ def pictures(planes):
     return planes.clamp(0, 1).mul(255).round().to(torch.uint8).unflatten(1, (-1, 3)).movedim(2, -1)
 
 
+def painted(painter, frames, actions):
+    """What follows these frames [batch, ...], after these actions."""
+    return painter(planes(frames.images), frames.proprio, actions.flatten(1))
+
+
 # %% [markdown]
 # Now the promises. `past` has a row for each decision of the history, here one; a window has one frame more than
 # decisions. The keys of the configuration are those that `accerl wm train --kind your_module:Own` hands over.
@@ -256,22 +260,22 @@ class Own(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config = dict(config)
-        sizes = 3 * config["num_cameras"], config["proprio_dim"], config["chunk_length"] * config["action_dim"]
-        self.painter = Painter(config["image_size"], *sizes)
+        self.config, done = dict(config), config["chunk_length"] * config["action_dim"]
+        self.painter = Painter(config["image_size"], 3 * config["num_cameras"], config["proprio_dim"], done)
 
     def config_dict(self):
         return self.config
 
     @torch.no_grad()
     def predict(self, past, actions):
-        drawn, moved = self.painter(planes(past.images[:, -1]), past.proprio[:, -1], actions[:, -1].flatten(1))
+        drawn, moved = painted(self.painter, past[:, -1], actions[:, -1])
         return Frames(images=pictures(drawn), proprio=moved)
 
     def loss(self, windows):
-        before, after = windows.frames[:, 0], windows.frames[:, 1]
-        drawn, moved = self.painter(planes(before.images), before.proprio, windows.actions[:, 0].flatten(1))
-        return 20 * (drawn - planes(after.images)).square().mean() + (moved - after.proprio).abs().mean(), {}
+        after = windows.frames[:, 1]
+        drawn, moved = painted(self.painter, windows.frames[:, 0], windows.actions[:, 0])
+        loss = 20 * (drawn - planes(after.images)).square().mean() + (moved - after.proprio).abs().mean()
+        return loss, {"loss": loss.item()}
 
 
 # %% [markdown]
@@ -363,9 +367,18 @@ run_config = accerl.RunConfig(
     learner={"batch_decisions": 64, "value_warmup_updates": 0},
     limits={"max_updates": 4},
 )
+
+# %%
 source = InlineImagination(imagination, frames, settings, world=dreamt)
 updates = []
-run = InlineRun(run_config, policy, lambda: make_env(env_config), 16, on_update=updates.append, imagination=source)
+run = InlineRun(
+    run_config,
+    policy,
+    lambda: make_env(env_config),
+    decisions_per_update=16,
+    on_update=updates.append,
+    imagination=source,
+)
 await asyncio.to_thread(run.run)  # it has an event loop of its own, and so has a notebook
 
 # %%
@@ -381,7 +394,7 @@ assert len(updates) == 4 and all(np.isfinite(each["policy_loss"]) for each in up
 print(source.reliability.verdict.reason)
 
 # %% [markdown]
-# A model of ten seconds is hardly trusted, and rightly: its policy would learn to please a cloud. Tutorial 08 has one
+# A model of ten seconds is hardly trusted, and rightly: a policy would learn to please a cloud. Tutorial 08 has one
 # that saw four thousand episodes, its dreams beside the simulator, and what the gate makes of it. From the shell:
 # `accerl demos`, `accerl wm train`, `accerl wm eval`, `accerl train --imagination` (`docs/world_model.md`).
 
