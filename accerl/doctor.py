@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -18,6 +19,12 @@ from accerl.envs import rendering
 from accerl.envs.libero.installation import INSTALL as INSTALL_LIBERO
 
 LIBRARIES = ("torch", "ray", "mujoco", "metaworld", "gymnasium", "safetensors", "matplotlib", "imageio_ffmpeg")
+KERNELS = """
+import json
+from accerl.kernels import examine
+found = examine("auto")
+print(json.dumps([[*key, kernel.function is not None, kernel.reason] for key, kernel in found.items()]))
+"""
 MIN_MEMORY_GB = 4.0
 MIN_DISK_GB = 2.0
 
@@ -36,7 +43,8 @@ class Finding:
 def examine_machine() -> list[Finding]:
     """Everything that a run needs, each with the command that mends it where it is missing."""
     with ThreadPoolExecutor(max_workers=2) as pool:
-        libraries = [*pool.map(_library, LIBRARIES), _libero(), *_kernels()]
+        found = pool.submit(_kernels)
+        libraries = [*pool.map(_library, LIBRARIES), _libero(), *found.result()]
         return [_python(), *libraries, _devices(), _memory(), *_drawing(rendering.probe()), _shared_memory(), _disk()]
 
 
@@ -66,14 +74,22 @@ def _library(name: str) -> Finding:
     """Imported in a child process: a library built for another processor ends the process that imports it."""
     program = f"import {name}; from importlib.metadata import version; print(version({name!r}))"
     environment = {**os.environ, "MUJOCO_GL": "disabled"} if name in ("mujoco", "metaworld") else None
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, env=environment
-    )
+    result = _in_child(program, environment)
     if result.returncode == 0:
         return Finding(subject=name, ok=True, detail=result.stdout.split()[-1])
-    last = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
     remedy = f"{sys.executable} -m pip install --force-reinstall {name.replace('_', '-')}"
-    return Finding(subject=name, ok=False, detail=last, remedy=remedy)
+    return Finding(subject=name, ok=False, detail=_last_line(result), remedy=remedy)
+
+
+def _in_child(program: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, env=environment
+    )
+
+
+def _last_line(result: subprocess.CompletedProcess[str]) -> str:
+    """Of what a child that failed said."""
+    return (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
 
 
 def _libero() -> Finding:
@@ -85,19 +101,16 @@ def _libero() -> Finding:
 
 def _kernels() -> list[Finding]:
     """An extra: each operation that has a kernel, and where."""
-    from accerl.kernels import examine
-
-    found = examine("auto")
+    result = _in_child(KERNELS)
+    if result.returncode:
+        return [Finding(subject="kernels", ok=None, detail=f"not examined: {_last_line(result)}")]
+    found = json.loads(result.stdout)
     if not found:
         remedy = "pip install 'accerl[kernels]'"
         return [Finding(subject="kernels", ok=None, detail="torch: accerl_ext is not installed", remedy=remedy)]
     return [
-        Finding(
-            subject=name,
-            ok=None if kernel.function is None else True,
-            detail=f"{device}: {'torch' if kernel.function is None else 'accerl_ext'} ({kernel.reason})",
-        )
-        for (name, device), kernel in found.items()
+        Finding(subject=name, ok=works or None, detail=f"{device}: {'accerl_ext' if works else 'torch'} ({reason})")
+        for name, device, works, reason in found
     ]
 
 

@@ -8,13 +8,11 @@ Until `use` is called everything is plain torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from accerl.config import ConfigError
-
-Choice = Literal["auto", "torch", "ext"]
+from accerl.config import ConfigError, KernelChoice
 
 
 class Kernel(NamedTuple):
@@ -29,7 +27,7 @@ _chosen: dict[tuple[str, str], Callable[..., Any]] = {}
 """Operation and kind of device to a kernel."""
 
 
-def use(choice: Choice) -> None:
+def use(choice: KernelChoice) -> None:
     """Choose for this process; `examine` says what may be raised."""
     found = examine(choice)
     _chosen.clear()
@@ -38,7 +36,7 @@ def use(choice: Choice) -> None:
     print(f"kernels: {names} of accerl_ext, else torch" if names else "kernels: torch", flush=True)
 
 
-def examine(choice: Choice) -> Mapping[tuple[str, str], Kernel]:
+def examine(choice: KernelChoice) -> Mapping[tuple[str, str], Kernel]:
     """What each operation would have on each kind of device, and why; nothing is changed.
 
     Args:

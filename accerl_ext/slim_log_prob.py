@@ -35,13 +35,14 @@ def _forward(states: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Te
     """Log-probability, entropy, and the logarithm of the sum that they are normalised by."""
     _check_tokens(tokens, weight)
     wide, tokens = _wide(states, weight), tokens.contiguous()
-    log_prob, entropy, log_normalizer = torch.empty(3, len(states), dtype=wide).unbind()
+    wide_weight = weight.to(wide)
+    log_prob, entropy, log_normalizer = (torch.empty(len(states), dtype=wide) for _ in range(3))
     function = getattr(library(), f"slim_forward_{_name(wide)}")
     for rows in _blocks(states, weight):
-        logits = states[rows].to(wide) @ weight.to(wide)
+        logits = states[rows].to(wide) @ wide_weight
         out = (each[rows] for each in (log_prob, entropy, log_normalizer))
         function(*of(logits, tokens[rows], *logits.shape, *out, torch.get_num_threads()))
-    return log_prob.clone(), entropy.clone(), log_normalizer.clone()
+    return log_prob, entropy, log_normalizer
 
 
 @_forward.register_fake

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from accerl.config import EnvConfig, PolicyConfig
 from accerl.envs.decision import chosen_task
-from accerl.policies.action_tokens import chosen, sample_tokens
+from accerl.policies.action_tokens import sample_tokens
+from accerl.rl.tokens import chosen, log_prob_and_entropy
 from accerl.types import Blob, ChunkResult, EnvSpec, Evaluation, Observation, ObservationBatch, PolicyOutput
 
 ACTION_DIM, PROPRIO_DIM, NUM_BINS = 7, 8, 256
@@ -110,9 +111,8 @@ class FakePolicy(nn.Module):
 
     def evaluate(self, observations: ObservationBatch, blob: Blob[Tensor]) -> Evaluation:
         features = self._features(observations)
-        log_probs = self._log_probs(features)
-        entropy = -(log_probs.exp() * log_probs).sum(-1)
-        return Evaluation(chosen(log_probs, blob["tokens"].long()), entropy, self._value(features))
+        log_prob, entropy = log_prob_and_entropy(self._log_probs(features), blob["tokens"].long())
+        return Evaluation(log_prob, entropy, self._value(features))
 
     def value(self, observations: ObservationBatch) -> Tensor:
         return self._value(self._features(observations))

@@ -39,11 +39,10 @@ from accerl.weight_buckets import pack as pack_weights
 from accerl_wm import store
 from accerl_wm.carriers import Frames
 from benchmarks.imagination import INSTRUCTION, spec_of
-from benchmarks.recompute_ablation import episode, tiny_policy
+from benchmarks.recompute_ablation import CHUNK, IMAGE, episode, tiny_policy
 from benchmarks.results_file import append, print_json, show
 
 NAME = "kernel_profile"
-CHUNK, IMAGE = 4, 64
 DECISIONS = 512
 WIDTH_7B, TOKENS_7B, SEQUENCE_7B = 4096, 56, 640
 LAYERS_7B = 32

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from accerl.config import EnvConfig, PolicyConfig
 from accerl.envs.metaworld import MetaWorld
-from accerl.policies.action_tokens import chosen, sample_tokens, soft_labels, to_actions, to_tokens
+from accerl.policies.action_tokens import sample_tokens, soft_labels, to_actions, to_tokens
 from accerl.policies.tiny_vla import radial_basis
+from accerl.rl.tokens import chosen, log_prob_and_entropy
 from accerl.types import Blob, ChunkResult, EnvSpec, Evaluation, Observation, ObservationBatch, PolicyOutput
 
 STATE_DIM, ACTION_DIM = 39, 4
@@ -112,9 +113,8 @@ class StatePolicy(nn.Module):
         return PolicyOutput(action, chosen(log_probs, tokens), self.value(observations), blob)
 
     def evaluate(self, observations: ObservationBatch, blob: Blob[Tensor]) -> Evaluation:
-        log_probs = self._log_probs(observations)
-        entropy = -(log_probs.exp() * log_probs).sum(-1)
-        return Evaluation(chosen(log_probs, blob["tokens"].long()), entropy, self.value(observations))
+        log_prob, entropy = log_prob_and_entropy(self._log_probs(observations), blob["tokens"].long())
+        return Evaluation(log_prob, entropy, self.value(observations))
 
     def value(self, observations: ObservationBatch) -> Tensor:
         time = observations.episode_step.float() / self.max_decisions

@@ -19,6 +19,7 @@ from accerl.config.learning import CloneConfig as CloneConfig
 from accerl.config.learning import LearnerConfig as LearnerConfig
 from accerl.config.learning import ObjectiveConfig as ObjectiveConfig
 from accerl.config.learning import PolicyConfig as PolicyConfig
+from accerl.config.run import KernelChoice as KernelChoice
 from accerl.config.run import Mode as Mode
 from accerl.config.run import RunConfig as RunConfig
 from accerl.config.sections import ConfigError as ConfigError

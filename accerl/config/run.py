@@ -25,6 +25,7 @@ from accerl.config.system import (
 )
 
 Mode = Literal["async", "barrier", "one_step_off", "sync"]
+KernelChoice = Literal["auto", "torch", "ext"]
 
 
 class RunConfig(Section):
@@ -39,7 +40,7 @@ class RunConfig(Section):
     environment for the slowest one at every step; `one_step_off`: in lockstep, one round ahead of the learner."""
     seed: NonNegative = 0
     """Of weights, environments, sampling and batches."""
-    kernels: Literal["auto", "torch", "ext"] = "auto"
+    kernels: KernelChoice = "auto"
     """Of `accerl_ext`: `auto`: wherever they work, `torch`: none, `ext`: those for the CPU, or the run is refused."""
     env: EnvConfig = EnvConfig()
     policy: PolicyConfig = PolicyConfig()

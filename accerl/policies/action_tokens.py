@@ -33,10 +33,3 @@ def sample_tokens(log_probs: Float[Tensor, "batch token bin"], seeds: np.ndarray
     target = torch.from_numpy(uniform).to(log_probs.device)[..., None] * cumulative[..., -1:]
     sampled = torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=log_probs.shape[-1] - 1)
     return torch.where(greedy[:, None], log_probs.argmax(-1), sampled)
-
-
-def chosen(
-    log_probs: Float[Tensor, "batch token bin"], tokens: Int[Tensor, "batch token"]
-) -> Float[Tensor, "batch token"]:
-    """The log-probs of these tokens."""
-    return log_probs.gather(-1, tokens[..., None]).squeeze(-1)

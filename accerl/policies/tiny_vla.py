@@ -22,9 +22,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from accerl.policies.action_tokens import chosen, sample_tokens, soft_labels, to_actions, to_tokens
+from accerl.policies.action_tokens import sample_tokens, soft_labels, to_actions, to_tokens
 from accerl.policies.value_head import ValueHead
-from accerl.rl.tokens import slim_log_prob
+from accerl.rl.tokens import chosen, slim_log_prob
 from accerl.types import Blob, EnvSpec, Evaluation, ObservationBatch, PolicyOutput
 
 PADDING, UNKNOWN = 0, 1

@@ -41,6 +41,18 @@ def slim_log_prob(
     if is_narrow and (kernel := kernels.find("slim_log_prob", states)):
         return kernel(states, weight, tokens)
     logits = states @ weight
-    log_probs = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return log_prob_and_entropy(torch.log_softmax(wide, dim=-1), tokens)
+
+
+def log_prob_and_entropy(
+    log_probs: Float[Tensor, "*axes bin"], tokens: Int[Tensor, "*axes"]
+) -> tuple[Float[Tensor, "*axes"], Float[Tensor, "*axes"]]:
+    """Of chosen tokens and of the distribution, nats."""
     entropy = -(log_probs.exp() * log_probs).sum(-1)
-    return log_probs.gather(-1, tokens[..., None]).squeeze(-1), entropy
+    return chosen(log_probs, tokens), entropy
+
+
+def chosen(log_probs: Float[Tensor, "*axes bin"], tokens: Int[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """The log-probs of these tokens."""
+    return log_probs.gather(-1, tokens[..., None]).squeeze(-1)

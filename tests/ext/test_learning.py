@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from accerl import kernels
-from accerl.config import LearnerConfig, ObjectiveConfig
+from accerl.config import KernelChoice, LearnerConfig, ObjectiveConfig
 from accerl.learner import Learner
 from accerl.packing import pack
 from benchmarks.recompute_ablation import CHUNK, episode, tiny_policy
@@ -16,7 +16,7 @@ UPDATES, IMAGE = 50, 32
 LOGGED = ("policy_loss", "value_loss", "entropy", "grad_norm", "behaviour_kl")
 
 
-def losses(choice: kernels.Choice) -> np.ndarray:
+def losses(choice: KernelChoice) -> np.ndarray:
     """[update, what is logged]."""
     kernels.use(choice)
     learner = Learner(tiny_policy(IMAGE), LearnerConfig(policy_lr=5e-5, batch_decisions=64), ObjectiveConfig())

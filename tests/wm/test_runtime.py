@@ -91,10 +91,7 @@ def test_policy_and_models_learn_beside_each_other_and_survive_the_death_of_the_
     dreams, real = run.trajectories(4, "imagined"), run.trajectories(4, "real")
     assert all(each.is_imagined and each.success_probability is not None for each in dreams) and dreams
     assert not any(each.is_imagined or each.success_probability is not None for each in real) and real
-    victim = next(
-        each for each in psutil.process_iter(["cmdline"]) if "ImaginationActor" in " ".join(each.info["cmdline"] or ())
-    )
-    victim.kill()
+    process_of("ImaginationActor").kill()
     before = line["updates"]
     wait_for(
         run, lambda line: line["updates"] >= before + 8 and line.get("imagined_decisions", 0) > 0 and run.incidents()
@@ -128,10 +125,7 @@ def test_pooled_models_answer_several_imaginations_and_are_replaced_when_they_ar
     assert dreams and all(each.success_probability is not None for each in dreams)
     before = line
     for kind in ("Predictor", "Judge"):
-        victim = next(
-            each for each in psutil.process_iter(["cmdline"]) if f"{kind}Actor" in " ".join(each.info["cmdline"] or ())
-        )
-        victim.kill()
+        process_of(f"{kind}Actor").kill()
     wait_for(
         run,
         lambda line: (
@@ -203,3 +197,8 @@ def _nested(fields: dict[str, Any]) -> dict[str, Any]:
     from accerl.config import merge
 
     return merge({}, fields)
+
+
+def process_of(actor: str) -> psutil.Process:
+    """A zombie has no command line."""
+    return next(each for each in psutil.process_iter(["cmdline"]) if actor in " ".join(each.info["cmdline"] or ()))

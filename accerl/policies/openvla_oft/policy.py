@@ -12,13 +12,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from accerl.config import ConfigError
-from accerl.policies.action_tokens import chosen, sample_tokens, soft_labels
+from accerl.policies.action_tokens import sample_tokens, soft_labels
 from accerl.policies.openvla_oft import actions, images
 from accerl.policies.openvla_oft.config import OpenVLAOFTConfig
 from accerl.policies.openvla_oft.graphs import GraphedForward
 from accerl.policies.openvla_oft.model import OpenVLAModel, Prediction
 from accerl.policies.openvla_oft.tokenizer import PromptEncoder, load_tokenizer
 from accerl.policies.value_head import ValueHead
+from accerl.rl.tokens import chosen, log_prob_and_entropy
 from accerl.types import Blob, EnvSpec, Evaluation, ObservationBatch, PolicyOutput
 
 
@@ -85,10 +86,9 @@ class OpenVLAOFT(nn.Module):
 
     def evaluate(self, observations: ObservationBatch, blob: Blob[Tensor]) -> Evaluation:
         prediction = self._predict(observations)
-        log_probs = torch.log_softmax(prediction.logits, dim=-1)
-        entropy = -(log_probs.exp() * log_probs).sum(-1)
-        tokens = blob["tokens"].to(log_probs.device).long()
-        return Evaluation(chosen(log_probs, tokens), entropy, self._value(prediction.states, observations))
+        tokens = blob["tokens"].to(prediction.logits.device).long()
+        log_prob, entropy = log_prob_and_entropy(torch.log_softmax(prediction.logits, dim=-1), tokens)
+        return Evaluation(log_prob, entropy, self._value(prediction.states, observations))
 
     def value(self, observations: ObservationBatch) -> Float[Tensor, " batch"]:
         with torch.no_grad():
