@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from accerl.config import RunConfig
@@ -22,6 +22,8 @@ from accerl.types import BatchRule, Episode, EpisodePlan
 
 EPISODES = int.from_bytes(b"episodes", "big")
 """First key of the seed of every training episode."""
+TRAINED = 256
+"""Newest updates that are known by their versions, so that none counts twice."""
 
 
 @dataclass(slots=True)
@@ -32,6 +34,8 @@ class _Flight:
     plan: EpisodePlan
     version: int
     """No decision of it that is still to be delivered is older."""
+    ask: int
+    """Which question of the worker it is the answer to."""
 
 
 class Admission:
@@ -58,6 +62,7 @@ class Admission:
         self._again: deque[EpisodePlan] = deque()  # lost with their worker or environment
         self._drawn: deque[str] = deque()
         self._reports: list[Episode] = []
+        self._trained: deque[int] = deque(maxlen=TRAINED)
         self._number = 0
         self._first = 0  # of the round that the learner makes next
         self._wave = 0  # episodes that may still start in this wave of lockstep
@@ -79,8 +84,15 @@ class Admission:
 
     # --- rollout --------------------------------------------------------------------------------------------------
 
-    def start(self, worker: str) -> EpisodePlan | None:
-        """The next episode for a slot of `worker`; None while none may start."""
+    def start(self, worker: str, ask: int = 0) -> EpisodePlan | None:
+        """The next episode for a slot of `worker`; None while none may start.
+
+        Args:
+            ask: number of the question among those of the worker. One that is asked again has the same answer.
+        """
+        for flight in self._flights.values():
+            if ask and (flight.worker, flight.ask) == (worker, ask):
+                return flight.plan
         if len(self.tasks.quarantined) == len(self.tasks.tasks):
             return None
         if self._again and self._is_fresh(self._again[0].number):
@@ -93,7 +105,7 @@ class Admission:
             return None
         if plan.task in self.tasks.quarantined:
             plan = replace(plan, task=self.tasks.next_task())
-        self._flights[plan.number] = _Flight(worker, plan, self._served())
+        self._flights[plan.number] = _Flight(worker, plan, self._served(), ask)
         return plan
 
     def deliver(self, number: int, version: int) -> None:
@@ -154,12 +166,21 @@ class Admission:
         self.version = max(self.version, version)
 
     def train(self, version: int, episodes: Collection[int]) -> None:
-        """The learner has made an update, to `version`, in which these episodes were used to their ends."""
-        self.version = version
+        """The learner has made an update, to `version`, in which these episodes were used to their ends; said twice it
+        counts once.
+        """
+        if version in self._trained:
+            return
+        self._trained.append(version)
+        self.version = max(self.version, version)
         self._waiting.difference_update(episodes)
         if self.has_rounds:
             self._first += self._round
             self._waiting = {number for number in self._waiting if number >= self._first}
+
+    def has_trained(self, version: int) -> bool:
+        """It was told of the update to this version."""
+        return version in self._trained
 
     def keep(self, episodes: Collection[int]) -> None:
         """Only these of the episodes that wait are left: the shard that held the others is gone."""
@@ -174,6 +195,37 @@ class Admission:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         groups = -(-state["number"] // self._group_size)  # what was played of a group that was cut off is lost
         self._number = self._first = groups * self._group_size
+
+    def content(self) -> dict[str, Any]:
+        """JSON-compatible: everything, for one that takes over while the run goes on."""
+        return {
+            "version": self.version,
+            "num_slots": self.num_slots,
+            "task": self._task,
+            "serving": self._serving,
+            "flights": [asdict(flight) for flight in self._flights.values()],
+            "waiting": sorted(self._waiting),
+            "again": [asdict(plan) for plan in self._again],
+            "drawn": list(self._drawn),
+            "reports": [asdict(episode) for episode in self._reports],
+            "trained": list(self._trained),
+            "number": self._number,
+            "first": self._first,
+            "wave": self._wave,
+        }
+
+    def load(self, content: dict[str, Any]) -> None:
+        """Go on with what another one held."""
+        self.version, self.num_slots = content["version"], content["num_slots"]
+        self._task, self._serving = content["task"], content["serving"]
+        flights = [_Flight(**{**flight, "plan": EpisodePlan(**flight["plan"])}) for flight in content["flights"]]
+        self._flights = {flight.plan.number: flight for flight in flights}
+        self._waiting = set(content["waiting"])
+        self._again = deque(EpisodePlan(**plan) for plan in content["again"])
+        self._drawn = deque(content["drawn"])
+        self._reports = [Episode(**episode) for episode in content["reports"]]
+        self._trained.extend(content["trained"])
+        self._number, self._first, self._wave = content["number"], content["first"], content["wave"]
 
     # --- inside ---------------------------------------------------------------------------------------------------
 

@@ -66,6 +66,7 @@ class InferenceService(Generic[Request, Response]):
         self._tracer = tracer or Tracer.off()
         self._closed = False
         self._ended = False
+        self._is_answering = False
         self._refusing = threading.Lock()
         self._thread = threading.Thread(target=self._serve, name="inference", daemon=True)
 
@@ -73,6 +74,11 @@ class InferenceService(Generic[Request, Response]):
     def num_waiting(self) -> int:
         """Requests that are in no batch yet, as far as the thread has seen them."""
         return len(self._queue)
+
+    @property
+    def batch_under_way(self) -> int | None:
+        """Number of the batch that is being answered; None between two."""
+        return self.statistics.num_batches if self._is_answering else None
 
     def start(self) -> None:
         self._thread.start()
@@ -145,7 +151,9 @@ class InferenceService(Generic[Request, Response]):
         while batch := self._collect():
             started = time.monotonic()
             self.statistics.idle_s += started - ended
+            self._is_answering = True
             answers = self._answer_batch(batch)
+            self._is_answering = False
             ended = time.monotonic()
             _deliver(batch, answers)
             self._count(batch, started, ended)

@@ -28,6 +28,15 @@ class TaskSampler:
         self._broken = dict.fromkeys(tasks, 0)
 
     @property
+    def broken(self) -> dict[str, int]:
+        """Failures of each task's environment since its last episode, or for good."""
+        return dict(self._broken)
+
+    @broken.setter
+    def broken(self, counts: dict[str, int]) -> None:
+        self._broken.update(counts)
+
+    @property
     def quarantined(self) -> tuple[str, ...]:
         """Tasks whose environment kept failing; they are not drawn any more."""
         return tuple(task for task in self.tasks if self._broken[task] >= MAX_FAILURES)

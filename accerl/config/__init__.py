@@ -7,7 +7,7 @@ The same object is built in Python, read from TOML (`RunConfig.load`) and change
     environment  env, demos
     learning     policy, clone, objective, learner
     imagination  imagination, of the world-model extra
-    system       rollout, inference, replay, tasks, weights, placement, trace, limits, cluster
+    system       rollout, inference, replay, tasks, weights, placement, trace, limits, supervision, cluster
     sections     what they are made of
 """
 
@@ -37,6 +37,7 @@ from accerl.config.system import LimitsConfig as LimitsConfig
 from accerl.config.system import PlacementConfig as PlacementConfig
 from accerl.config.system import ReplayConfig as ReplayConfig
 from accerl.config.system import RolloutConfig as RolloutConfig
+from accerl.config.system import SupervisionConfig as SupervisionConfig
 from accerl.config.system import TaskConfig as TaskConfig
 from accerl.config.system import TraceConfig as TraceConfig
 from accerl.config.system import WeightsConfig as WeightsConfig

@@ -19,6 +19,7 @@ from accerl.config.system import (
     PlacementConfig,
     ReplayConfig,
     RolloutConfig,
+    SupervisionConfig,
     TaskConfig,
     TraceConfig,
     WeightsConfig,
@@ -52,6 +53,7 @@ class RunConfig(Section):
     learner: LearnerConfig = LearnerConfig()
     imagination: ImaginationConfig = ImaginationConfig()
     limits: LimitsConfig = LimitsConfig()
+    supervision: SupervisionConfig = SupervisionConfig()
     weights: WeightsConfig = WeightsConfig()
     placement: PlacementConfig = PlacementConfig()
     trace: TraceConfig = TraceConfig()

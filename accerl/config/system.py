@@ -188,6 +188,17 @@ class TraceConfig(Section):
     """Newest entries that are kept of each process."""
 
 
+class SupervisionConfig(Section):
+    """When a process counts as hung. It is replaced then, as one that has ended is, and its stacks are kept."""
+
+    answer_s: PositiveFloat = 60.0
+    """Longest that a process may not answer, seconds. One that was stopped from outside is replaced after three."""
+    stall_s: PositiveFloat = 900.0
+    """Longest that the learner, a rank or an inference service may work on one batch, seconds."""
+    start_s: PositiveFloat = 600.0
+    """Longest that a process may take to come up, seconds: it imports its libraries and loads its model."""
+
+
 class LimitsConfig(Section):
     """When a run ends; the first limit that is reached ends it, and the learning rate's cosine follows the nearest."""
 

@@ -9,17 +9,22 @@ Value = TypeVar("Value")
 
 
 class Board(Generic[Value]):
-    """Holds the newest value only, with a number that rises at each change."""
+    """Holds the newest value only, with a number that rises at each change.
 
-    def __init__(self, value: Value):
+    Args:
+        above: numbers that others may have seen; there is nothing to be had here before the first change.
+    """
+
+    def __init__(self, value: Value, above: int = 0):
         self.value = value
-        self.number = 0
+        self.number = -1 if above else 0
+        self._above = above
         self._changed = asyncio.Condition()
 
     async def post(self, value: Value) -> None:
         async with self._changed:
             self.value = value
-            self.number += 1
+            self.number = max(self.number, self._above) + 1
             self._changed.notify_all()
 
     async def newer(self, than: int, timeout_s: float) -> tuple[int, Value] | None:

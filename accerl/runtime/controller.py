@@ -3,15 +3,20 @@
 launch ─► host process ─► Controller actor ─► replay, learner, inference, rollout actors
                               ▲
                 attach ───────┘  (notebooks, shells)
+
+Its process may end at any time: Ray starts another one, which reads what this one has kept, finds the roles at work and
+answers what they have asked meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
+import signal
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import ray
@@ -19,15 +24,17 @@ import ray
 from accerl.admission import Admission
 from accerl.advisor import advise, readings_from
 from accerl.config import ConfigError, RunConfig
-from accerl.files import append_line
+from accerl.files import append_line, write_file
 from accerl.metrics import MetricsWriter, RunMetrics, rewind
 from accerl.replay.journal import clean
 from accerl.replay.snapshot import Checkpoint
 from accerl.runtime import knobs
+from accerl.runtime.beat import Beat, note_path, own_beat
 from accerl.runtime.board import Board
 from accerl.runtime.dispatcher import Dispatcher
 from accerl.runtime.failures import Failures
 from accerl.runtime.group_board import GroupBoard
+from accerl.runtime.memory import Facts, Memory
 from accerl.runtime.ports import Directory
 from accerl.runtime.readings import Readings
 from accerl.runtime.run import write_status
@@ -43,17 +50,30 @@ class Controller:
     """One for each run, a named Ray actor in the namespace `accerl`. Every method returns at once or awaits.
 
     Whoever has its handle imports this module: what needs torch is imported where it is used.
+
+    Args:
+        private: folder on this node that only this user can enter; for as long as the run lasts.
     """
 
-    def __init__(self, config: RunConfig, start: Path):
+    def __init__(self, config: RunConfig, start: Path, private: Path):
         from accerl.runtime.crew import Crew
 
+        self._beat = own_beat()
+        write_file(note_path(config.folder, "controller"), self._beat.to_json())
+        self._crash_log = (config.folder / "logs" / "controller.crash.log").open("a")
+        faulthandler.enable(self._crash_log)
+        faulthandler.register(signal.SIGUSR1, self._crash_log)
         self._config = config
         self._start = start
+        self._private = private
+        self._memory = Memory(private)
+        before = self._memory.found
+        self._generation = 0 if before is None else before["run"]["generation"] + 1
+        above = self._generation << 32
         self._state = "starting"
         self._reason = ""
         self._tasks = TaskSampler(config.env.tasks, config.tasks, config.seed)
-        self._dispatcher = Dispatcher(Admission(config, self._tasks))
+        self._dispatcher = Dispatcher(Admission(config, self._tasks), above)
         self._metrics = RunMetrics(config.env.tasks)
         self._incidents = Incidents(config.folder)
         self._stopping = asyncio.Event()
@@ -61,24 +81,42 @@ class Controller:
         self._readings = Readings(config)
         self._updates = 0
         self._version = 0
-        self._resume()
-        self._writer = MetricsWriter(config.folder)
-        self._weights: Board[tuple[int, list[Any]]] = Board((0, []))
+        self._weights: Board[tuple[int, list[Any]]] = Board((0, []), above)
         self._group = GroupBoard()
         self._topics: dict[str, Board[Any]] = {}
         self._is_trusted = config.imagination.enabled
-        self._crew = Crew(config, self._dispatcher, self._incidents, self._failures, self._group)
         self._knobs: knobs.Knobs = {}
         self._line: dict[str, Any] = {}
+        if before is None:
+            self._resume()
+        else:
+            self._take_over(before)
+        self._writer = MetricsWriter(config.folder)
+        self._crew = Crew(
+            config,
+            self._dispatcher,
+            self._incidents,
+            self._failures,
+            self._group,
+            before=None if before is None else before.get("crew"),
+            above=above,
+            here=self._beat.node,
+            on_change=lambda: self._keep("crew", "dispatcher"),
+        )
+        self._keep("dispatcher", "tasks", "metrics", "run")
 
     async def run(self) -> str:
         """Place the roles and keep them at work until the run has ended; returns the final state."""
         try:
             first = self._dispatcher.admission.state_dict()["number"]
             checkpoint = Checkpoint(version=self._version, first_episode=first)
-            await self._crew.start(self._start, ray.get_runtime_context().current_actor, checkpoint)
+            me = ray.get_runtime_context().current_actor
+            await self._crew.start(self._start, me, self._private, checkpoint)
             self._metrics.start_clock()
-            self._set_state("running")
+            if self._state == "starting":
+                self._set_state("running")
+            if "imagination" in self._knobs:
+                await self.post("imagination", self._knobs["imagination"])
             report = asyncio.create_task(self._report())
             try:
                 await self._crew.work(report)
@@ -87,7 +125,7 @@ class Controller:
             await self._write_line()
             await self._crew.roles.flush(FLUSH_WITHIN_S)
             self._set_state("failed" if self._failures.fatal else "finished", self._failures.fatal)
-        except (RoleError, ConfigError) as error:
+        except (RoleError, ConfigError, TimeoutError) as error:
             self._set_state("failed", str(error))
         finally:
             self._writer.close()
@@ -97,22 +135,32 @@ class Controller:
 
     # --- what the roles call ------------------------------------------------------------------------------------
 
-    async def exchange(self, worker: str, episodes: list[Episode]) -> EpisodePlan | None:
-        """Take a worker's finished episodes and give it the next one, once it may start; None: leave."""
+    async def exchange(self, worker: str, episodes: list[Episode], ask: int) -> EpisodePlan | None:
+        """Take a worker's finished episodes and give it the next one, once it may start; None: leave.
+
+        Args:
+            ask: number of the question among those of the worker.
+        """
         for episode in self._dispatcher.finish(episodes):
             self._metrics.add_episode(episode)
             self._failures.add_played()
         self._check_limits()
-        return await self._dispatcher.next_episode(worker)
+        if episodes:
+            self._keep("dispatcher", "tasks", "metrics")
+        plan = await self._dispatcher.next_episode(worker, ask)
+        self._keep("dispatcher")
+        return plan
 
     async def fail(self, worker: str, number: int, task: str, reason: str) -> None:
         """The environment of an episode has raised and is replaced; a task that keeps failing is given up."""
         self._failures.add_raised(worker, task, reason)
         await self._dispatcher.fail(number)
+        self._keep("dispatcher", "tasks")
 
     async def deliver(self, number: int, version: int) -> None:
         """A segment of an episode that goes on is in the replay."""
         await self._dispatcher.deliver(number, version)
+        self._keep("dispatcher")
 
     async def rule(self, batch: int, seen: int, timeout_s: float) -> tuple[BatchRule, int]:
         """What a batch is made of, and the number of events so far, once it is above `seen`."""
@@ -127,12 +175,13 @@ class Controller:
         self, update: Mapping[str, float] | None, episodes: Collection[int], version: int | None = None
     ) -> dict[str, Any]:
         """Take what the learner did (`version` is its newest) and tell it how to go on."""
-        if version is not None:
+        if version is not None and not self._dispatcher.admission.has_trained(version):
+            if update is not None:
+                self._metrics.add_update(update)
+                self._updates = int(update["updates"])
+                self._check_limits()
             await self._dispatcher.train(version, episodes)
-        if update is not None:
-            self._metrics.add_update(update)
-            self._updates = int(update["updates"])
-            self._check_limits()
+            self._keep("dispatcher", "metrics", "run")
         return {
             "stop": self._stopping.is_set(),
             "paused": self._dispatcher.is_paused,
@@ -144,8 +193,11 @@ class Controller:
 
     async def trust(self, share: float, reason: str) -> None:
         """Of each batch, so much may be imagined from now on."""
+        if self._is_trusted == (share > 0):
+            return
         self._note(imagined_share=share, reason=reason)
         self._is_trusted = share > 0
+        self._keep("run")
 
     async def post(self, topic: str, value: Any) -> None:
         """Make `value` the newest of a topic; references in it belong into a list."""
@@ -169,7 +221,17 @@ class Controller:
 
     async def board(self, verb: str, *arguments: Any) -> Any:
         """What `GroupBoard` offers to the members of a broadcast group."""
-        return getattr(self._group, verb)(*arguments)
+        answer = getattr(self._group, verb)(*arguments)
+        self._keep("run")
+        return answer
+
+    async def beat(self) -> Beat:
+        """Which process this is."""
+        return self._beat
+
+    async def ended(self) -> None:
+        """Never returns: who waits for it hears of the end of the run."""
+        await asyncio.Event().wait()
 
     async def join(self, service: str, endpoint: Any) -> None:
         """The service can be asked from now on."""
@@ -178,6 +240,7 @@ class Controller:
     async def serve(self, service: str, version: int) -> None:
         """The service answers with this version from now on."""
         await self._dispatcher.serve(service, version)
+        self._keep("dispatcher")
 
     async def directory(self, seen: int, timeout_s: float) -> tuple[int, Directory] | None:
         """Who is there, and the number of that, once it is above `seen`."""
@@ -204,10 +267,12 @@ class Controller:
     async def pause(self) -> None:
         """No new episodes and no updates; what is being played is finished."""
         await self._dispatcher.pause(True)
+        self._keep("dispatcher")
         self._set_state("paused")
 
     async def resume(self) -> None:
         await self._dispatcher.pause(False)
+        self._keep("dispatcher")
         self._set_state("running")
 
     async def set(self, changes: dict[str, Any], by: str = "") -> knobs.Knobs:
@@ -225,6 +290,7 @@ class Controller:
         self._knobs = turned
         self._tasks.epsilon = knobs.value(self._config, turned, "tasks.epsilon")
         self._set_state(self._state, self._reason)
+        self._keep("run", "tasks")
         if "imagination" in turned:
             await self.post("imagination", turned["imagination"])
         return turned
@@ -240,6 +306,7 @@ class Controller:
         """
         counts = await self._crew.scale(changes)
         self._note(scale=changes, by=by)
+        self._keep("dispatcher")
         return counts
 
     async def health(self) -> dict[str, Any]:
@@ -321,8 +388,54 @@ class Controller:
         append_line(self._config.folder / "events.jsonl", line)
 
     def _set_state(self, state: str, reason: str = "") -> None:
-        self._state, self._reason = state, reason
+        if state != self._state:
+            self._state, self._reason = state, reason
+            self._keep("run")
+        self._reason = reason
         write_status(self._config.folder, {**self._line, "knobs": self._knobs, "state": state, "reason": reason})
+
+    def _keep(self, *parts: Literal["dispatcher", "tasks", "metrics", "crew", "run"]) -> None:
+        """For the controller that takes over when this process ends."""
+        facts: dict[str, Any] = {}
+        for part in parts:
+            match part:
+                case "dispatcher":
+                    facts[part] = self._dispatcher.content()
+                case "tasks":
+                    facts[part] = {**self._tasks.state_dict(), "broken": self._tasks.broken}
+                case "metrics":
+                    self._metrics.tick()
+                    facts[part] = self._metrics.state_dict()
+                case "crew":
+                    facts[part] = self._crew.facts()
+                case "run":
+                    facts[part] = {
+                        "generation": self._generation,
+                        "state": self._state,
+                        "reason": self._reason,
+                        "updates": self._updates,
+                        "knobs": self._knobs,
+                        "is_trusted": self._is_trusted,
+                        "group": self._group.content(),
+                    }
+        self._memory.keep(**facts)
+
+    def _take_over(self, before: Facts) -> None:
+        """Go on where the controller before this one has ended."""
+        run = before["run"]
+        self._state, self._reason, self._updates = run["state"], run["reason"], run["updates"]
+        self._knobs, self._is_trusted = run["knobs"], run["is_trusted"]
+        self._group.load(run["group"])
+        self._tasks.load_state_dict(before["tasks"])
+        self._tasks.broken = before["tasks"]["broken"]
+        self._tasks.epsilon = knobs.value(self._config, self._knobs, "tasks.epsilon")
+        self._metrics.load_state_dict(before["metrics"])
+        self._dispatcher.load(before["dispatcher"])
+        self._version = self._dispatcher.admission.version
+        if self._state == "stopping":
+            self._stopping.set()
+        rewind(self._config.folder / "metrics.jsonl", self._metrics.decisions)
+        self._incidents.add("controller", "its process ended", "another one has taken over")
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint, if there is one."""

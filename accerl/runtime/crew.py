@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.exceptions import RayError
 
 from accerl.calls import LostCall
 from accerl.config import ConfigError, RunConfig, suggest
 from accerl.replay.snapshot import Checkpoint
+from accerl.runtime.actors.role import Wiring
 from accerl.runtime.board import Board
 from accerl.runtime.dispatcher import Dispatcher
 from accerl.runtime.failures import Failures
 from accerl.runtime.group_board import GroupBoard
+from accerl.runtime.heartbeats import Heartbeats
 from accerl.runtime.placement import Roles, health
 from accerl.runtime.ports import Directory
-from accerl.runtime.supervisor import Incidents, keep_running
+from accerl.runtime.supervisor import Incidents, Supervisor
 
 ELASTIC = ("rollout", "inference", "replay")
 """Kinds that can be scaled."""
@@ -27,10 +30,19 @@ LEARNER = "learner-0"
 NEWS_WITHIN_S = 1.0
 """Until all clients know that a service is about to leave; one that does not asks again elsewhere."""
 LOOK_EVERY_S = 0.5
+ANNOUNCED_WITHIN_S = 5.0
+"""By those that are well, to a controller that takes over."""
 
 
 class Crew:
-    """Keeps the directory of who is there. A role that leaves is let go only when nobody needs it any more."""
+    """Keeps the directory of who is there. A role that leaves is let go only when nobody needs it any more.
+
+    Args:
+        before: `facts` of the controller before, whose roles are at work; None: they are to be started.
+        above: numbers of the directory that somebody may have seen.
+        here: node of the controller.
+        on_change: called when `facts` have changed.
+    """
 
     roles: Roles
     directory: Board[Directory]
@@ -42,13 +54,29 @@ class Crew:
         incidents: Incidents,
         failures: Failures,
         group: GroupBoard,
+        before: Mapping[str, Any] | None,
+        above: int,
+        here: str,
+        on_change: Callable[[], None],
     ):
-        self.directory = Board(Directory(taking={}, giving={}, services={}))
+        self.directory = Board(Directory(taking={}, giving={}, services={}), above)
         self._config = config
+        self._before = before
+        self._changed = on_change
+        self._heartbeats = Heartbeats(config.folder, config.supervision, here)
+        self._supervisor = Supervisor(
+            incidents,
+            self._heartbeats,
+            config.supervision.start_s,
+            self._on_failure,
+            self._on_return,
+            {} if before is None else before["incarnations"],
+        )
         self._dispatcher = dispatcher
         self._incidents = incidents
         self._failures = failures
         self._group = group
+        self._is_open = False  # nobody is told of a directory that is not complete
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
 
@@ -56,18 +84,58 @@ class Crew:
     def learner(self) -> Any:
         return self.roles[LEARNER]
 
-    async def start(self, start: Path, controller: Any, checkpoint: Checkpoint) -> None:
-        """Place everybody. Raises what a constructor raised."""
-        self.roles = Roles(self._config, start, controller, checkpoint)
-        await self.roles.wait_until_ready()
-        now = self.directory.value
-        await self.directory.post(replace(now, imagined=self.roles.imagined(), observers=self.roles.observers()))
-        await self._open(self.roles.of("replay"))
+    def facts(self) -> dict[str, Any]:
+        """JSON-compatible: what it takes to take over from another process."""
+        return {
+            "wiring": self._wiring.facts(),
+            "roles": self.roles.facts() if hasattr(self, "roles") else None,
+            "incarnations": self._supervisor.incarnations,
+            "leaving": list(self._leaving),
+        }
+
+    async def start(self, start: Path, controller: Any, private: Path, checkpoint: Checkpoint) -> None:
+        """Place everybody, or find them. Raises what a constructor raised."""
+        before = self._before
+        found = None if before is None else before["roles"]
+        if before is None:
+            self._wiring = Wiring.new(controller, start, private, checkpoint)
+            self._changed()  # whoever takes over from here on has the same keys
+        else:
+            self._wiring = Wiring.of(before["wiring"], controller)
+        self.roles = Roles(self._config, self._wiring, found)
+        shards = self.roles.of("replay")
+        leaving = () if before is None else before["leaving"]
+        self.directory.value = replace(
+            self.directory.value,
+            taking={name: shard for name, shard in shards.items() if name not in leaving},
+            giving=shards,
+            imagined=self.roles.imagined(),
+            observers=self.roles.observers(),
+        )
+        if found is None:
+            await self.roles.wait_until_ready(self._config.supervision.start_s)
+        else:
+            calls = [actor.announce.remote() for _, actor in self.roles.named()]
+            await asyncio.to_thread(ray.wait, calls, num_returns=len(calls), timeout=ANNOUNCED_WITHIN_S)
+        self._is_open = True
+        await self.directory.post(self.directory.value)
+        self._changed()
 
     async def work(self, *others: asyncio.Task[Any]) -> None:
         """Until the learner has done its last update and saved it. Raises what a role, or one of `others`, raised."""
+        heartbeats = asyncio.create_task(self._heartbeats.watch(self.roles.named))
+        others = (*others, heartbeats)
         for name, _ in self.roles.named():
             self._watch(name)
+        for name in [] if self._before is None else self._before["leaving"]:
+            if name in self._watches:
+                self._leaving[name] = asyncio.create_task(self._retire(name))
+        try:
+            await self._work(others)
+        finally:
+            heartbeats.cancel()
+
+    async def _work(self, others: Sequence[asyncio.Task[Any]]) -> None:
         learner = self._watches[LEARNER]
         while not learner.done():
             tasks = {*others, *self._watches.values(), *self._leaving.values()}
@@ -93,7 +161,9 @@ class Crew:
         """The service can be asked from now on."""
         if service not in self._leaving:
             now = self.directory.value
-            await self.directory.post(replace(now, services={**now.services, service: endpoint}))
+            self.directory.value = replace(now, services={**now.services, service: endpoint})
+            if self._is_open:
+                await self.directory.post(self.directory.value)
 
     async def scale(self, changes: dict[str, int]) -> dict[str, int]:
         """Add or remove processes of a kind, the newest first; returns how many of each there will be.
@@ -118,6 +188,7 @@ class Crew:
             for _ in range(-change):
                 name = staying[kind].pop()
                 self._leaving[name] = asyncio.create_task(self._retire(name))
+            self._changed()
         await self._dispatcher.resize(len(staying["rollout"]) * self._config.rollout.slots_per_worker)
         return {kind: len(names) for kind, names in staying.items()}
 
@@ -138,9 +209,8 @@ class Crew:
             await self.directory.post(replace(now, taking={**now.taking, **shards}, giving={**now.giving, **shards}))
 
     def _watch(self, name: str) -> None:
-        self._watches[name] = asyncio.create_task(
-            keep_running(name, self.roles[name], self._incidents, self._on_failure, self._on_return)
-        )
+        self._watches[name] = self._supervisor.begin(name, self.roles[name])
+        self._changed()
 
     async def _retire(self, name: str) -> None:
         """Let go of a role once it has finished what it had begun."""
@@ -153,6 +223,7 @@ class Crew:
         await retire[kind](name)
         await self._watches[name]
         self.roles.remove(name)
+        self._changed()
 
     async def _retire_service(self, name: str) -> None:
         await self._drop_service(name)
@@ -189,9 +260,11 @@ class Crew:
                 await self._drop_service(name)
             case "replay":
                 await self._forget_shard(name)
+        self._changed()
 
     async def _on_return(self, name: str, incarnation: int, failed_at: float) -> bool:
         """Whether the process ended inside the environment of a task."""
+        self._changed()
         if not name.startswith("rollout-"):
             return False
         try:

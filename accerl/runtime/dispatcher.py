@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from typing import Any
 
 from accerl.admission import Admission
 from accerl.types import BatchRule, Episode, EpisodePlan
 
 
 class Dispatcher:
-    """`Admission` for many askers at once. Every change wakes all of them."""
+    """`Admission` for many askers at once. Every change wakes all of them.
 
-    def __init__(self, admission: Admission):
+    Args:
+        events: that some asker may have seen.
+    """
+
+    def __init__(self, admission: Admission, events: int = 0):
         self.admission = admission
         self._leaving: set[str] = set()
         self._paused = False
-        self._events = 0
+        self._events = events
         self._changed = asyncio.Condition()
 
     @property
@@ -28,12 +33,25 @@ class Dispatcher:
         """Take episodes that were played to their ends; returns those that had not been given up before."""
         return [episode for episode in episodes if self.admission.finish(episode)]
 
-    async def next_episode(self, worker: str) -> EpisodePlan | None:
+    def content(self) -> dict[str, Any]:
+        """JSON-compatible: everything, for one that takes over while the run goes on."""
+        return {
+            "admission": self.admission.content(),
+            "leaving": sorted(self._leaving),
+            "paused": self._paused,
+        }
+
+    def load(self, content: dict[str, Any]) -> None:
+        """Go on with what another one held."""
+        self.admission.load(content["admission"])
+        self._leaving, self._paused = set(content["leaving"]), content["paused"]
+
+    async def next_episode(self, worker: str, ask: int = 0) -> EpisodePlan | None:
         """What a slot of `worker` plays next, once it may start; None if the worker is to leave."""
         async with self._changed:
             self._wake()  # the slot has ended an episode
             while not self._leaving.intersection((worker, role_of(worker))):
-                plan = None if self._paused else self.admission.start(worker)
+                plan = None if self._paused else self.admission.start(worker, ask)
                 if plan is not None:
                     return plan
                 await self._changed.wait()

@@ -44,6 +44,15 @@ class GroupBoard:
         self._members: dict[str, str] = {}
         self._epoch: Epoch | None = None
 
+    def content(self) -> dict[str, Any]:
+        """JSON-compatible, for `load`."""
+        return {"members": self._members, "epoch": self._epoch}
+
+    def load(self, content: dict[str, Any]) -> None:
+        """Go on with what another board held."""
+        self._members = content["members"]
+        self._epoch = None if content["epoch"] is None else Epoch(*content["epoch"])
+
     def join(self, member: str, token: str) -> Epoch | None:
         self._members[member] = token
         return self._epoch

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -22,6 +24,7 @@ from typing import Any
 from accerl.checkpoint import save_policy
 from accerl.config import ConfigError, RunConfig
 from accerl.runtime import cluster
+from accerl.runtime.beat import SUSPECT_AFTER_S, Beat, examine
 from accerl.runtime.preflight import start_policy
 from accerl.runtime.run import write_status
 from accerl.timeline import write_chrome_trace
@@ -79,12 +82,15 @@ def _host(config: RunConfig, stop: threading.Event, owner: int | None) -> str:
     from accerl.runtime.controller import Controller
 
     stop_on_signal(stop)
+    private = Path(tempfile.mkdtemp(prefix="accerl-", dir=os.environ.get("XDG_RUNTIME_DIR")))
     try:
         name = f"{config.name}/controller"
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # with the folder
         kind: Any = ray.remote(Controller)
-        actor = kind.options(name=name, num_cpus=0, scheduling_strategy=here).remote(config, start)
+        options = {"max_restarts": -1, "max_task_retries": -1, "num_cpus": 0, "scheduling_strategy": here}
+        actor = kind.options(name=name, **options).remote(config, start, private)
         finished = actor.run.remote()
+        watch = ControllerWatch(actor, config.supervision.answer_s)
         cluster.Connection(
             address=address,
             controller=name,
@@ -97,6 +103,7 @@ def _host(config: RunConfig, stop: threading.Event, owner: int | None) -> str:
             done, _ = ray.wait([finished], timeout=0.2)
             if done:
                 return ray.get(finished)
+            watch.look()
             if deadline is None and (stop.is_set() or (owner is not None and not _alive(owner))):
                 actor.stop.remote()
                 deadline = time.monotonic() + STOP_WITHIN_S
@@ -104,6 +111,30 @@ def _host(config: RunConfig, stop: threading.Event, owner: int | None) -> str:
                 raise TimeoutError(f"the roles did not stop within {STOP_WITHIN_S:.0f} s and were ended")
     finally:
         ray.shutdown()
+        shutil.rmtree(private, ignore_errors=True)
+
+
+class ControllerWatch:
+    """Ends the controller's process when it is stopped or hangs; Ray starts another one, which takes over."""
+
+    def __init__(self, actor: Any, answer_s: float):
+        self._actor = actor
+        self._answer_s = answer_s
+        self._beat: Beat | None = None
+        self._asked_at = 0.0
+        self._asked: Any = None
+
+    def look(self) -> None:
+        """To be called several times a second."""
+        import ray
+
+        now = time.monotonic()
+        if self._asked is None:
+            self._asked, self._asked_at = self._actor.beat.remote(), now
+        elif ray.wait([self._asked], timeout=0)[0]:
+            self._beat, self._asked = ray.get(self._asked), None
+        elif self._beat is not None and (silent_s := now - self._asked_at) > SUSPECT_AFTER_S:
+            examine(self._beat, silent_s > self._answer_s)
 
 
 def _alive(pid: int) -> bool:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
-import os
-import shutil
-import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, get_placement_group, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from accerl.config import ConfigError, RunConfig
-from accerl.replay.snapshot import Checkpoint
 from accerl.runtime.actors.inference import InferenceActor
 from accerl.runtime.actors.learner import LearnerActor
 from accerl.runtime.actors.rank import RankActor
@@ -26,7 +20,6 @@ from accerl.runtime.actors.replay import ReplayActor
 from accerl.runtime.actors.role import Wiring
 from accerl.runtime.actors.rollout import RolloutActor
 from accerl.runtime.extra import ExtraKind, extra_kinds
-from accerl.runtime.requests_zmq import KeyPair
 
 BUILT_IN: dict[str, Any] = {
     "replay": ReplayActor,
@@ -44,31 +37,41 @@ know; the others are placed by the controller's node, which spreads them in turn
 class Roles:
     """The actors of a run, by name `KIND-NUMBER`. Ray restarts their processes; `supervisor` starts their work again.
 
+    They are detached: the end of the controller's process, whose next one takes them over, is not theirs.
+
+    Args:
+        before: `facts` of the controller that has started them; None: they are to be started.
+
     Raises:
         ConfigError: the cluster has too few GPUs for `placement`.
     """
 
-    def __init__(self, config: RunConfig, start: Path, controller: Any, checkpoint: Checkpoint):
+    def __init__(self, config: RunConfig, wiring: Wiring, before: Mapping[str, Any] | None = None):
         self._config = config
-        self._wiring = Wiring(
-            controller=controller,
-            sockets=Path(tempfile.mkdtemp(prefix="accerl-", dir=os.environ.get("XDG_RUNTIME_DIR"))),
-            start=start,
-            policy=json.loads((start / "policy.json").read_text()),
-            server_keys=KeyPair.make(),
-            client_keys=KeyPair.make(),
-            started=uuid.uuid4().hex,
-            checkpoint=checkpoint,
-        )
+        self._wiring = wiring
         self._actors: dict[str, Any] = {}
         self._extra = extra_kinds(config)
         self._kinds = BUILT_IN | {kind: extra.actor for kind, extra in self._extra.items()}
         self._numbers = dict.fromkeys(self._kinds, 0)
+        if before is not None:
+            self._take_over(before)
+            return
         _check_gpus(config, ray.cluster_resources().get("GPU", 0.0))
         self._shared = _share(config)
         for kind, num in initial_counts(config).items():
             for _ in range(num):
                 self.add(kind)
+
+    def facts(self) -> dict[str, Any]:
+        """JSON-compatible: what it takes to find the same actors from another process."""
+        return {"numbers": self._numbers, "names": list(self._actors), "is_shared": self._shared is not None}
+
+    def _take_over(self, before: Mapping[str, Any]) -> None:
+        self._numbers |= before["numbers"]
+        self._shared = get_placement_group(_shared_name(self._config)) if before["is_shared"] else None
+        for name in before["names"]:
+            with suppress(ValueError):  # it was just being removed
+                self._actors[name] = ray.get_actor(f"{self._config.name}/{name}")
 
     def __getitem__(self, name: str) -> Any:
         return self._actors[name]
@@ -89,6 +92,8 @@ class Roles:
             "max_restarts": -1,
             "max_task_retries": 0,
             "name": f"{self._config.name}/{name}",
+            "lifetime": "detached",
+            "get_if_exists": True,
             **resources(self._config, kind),
             **self._strategy(kind, number),
         }
@@ -112,9 +117,18 @@ class Roles:
         """End one."""
         ray.kill(self._actors.pop(name))
 
-    async def wait_until_ready(self) -> None:
-        """Returns when every role has been constructed. Raises what a constructor raised."""
-        await asyncio.gather(*(health(actor) for _, actor in self.named()))
+    async def wait_until_ready(self, within_s: float) -> None:
+        """Returns when every role has been constructed. Raises what a constructor raised.
+
+        Raises:
+            TimeoutError: one has not been in time, and which.
+        """
+        calls = {name: asyncio.ensure_future(health(actor)) for name, actor in self.named()}
+        try:
+            await asyncio.wait_for(asyncio.gather(*calls.values()), within_s)
+        except TimeoutError:
+            late = ", ".join(name for name, call in calls.items() if call.cancelled() or not call.done())
+            raise TimeoutError(f"{late} did not come up within {within_s:.0f} s") from None
 
     async def flush(self, within_s: float) -> None:
         """Have every role write its trace; one that does not answer loses the newest part of it."""
@@ -122,7 +136,6 @@ class Roles:
         await asyncio.to_thread(ray.wait, calls, num_returns=len(calls), timeout=within_s)
 
     def kill(self) -> None:
-        shutil.rmtree(self._wiring.sockets, ignore_errors=True)
         for name in list(self._actors):
             self.remove(name)
         if self._shared is not None:
@@ -195,7 +208,8 @@ def _share(config: RunConfig) -> PlacementGroup | None:
     gpus = shared_gpus(config)
     if not gpus:
         return None
-    group = placement_group([{"GPU": math.ceil(gpus)}], strategy="STRICT_PACK")
+    bundles = [{"GPU": float(math.ceil(gpus))}]
+    group = placement_group(bundles, strategy="STRICT_PACK", name=_shared_name(config), lifetime="detached")
     if not group.wait(30):
         remove_placement_group(group)
         raise ConfigError(
@@ -203,6 +217,10 @@ def _share(config: RunConfig) -> PlacementGroup | None:
             f"cluster does not have; lower placement.learner_gpus and placement.inference_gpus"
         )
     return group
+
+
+def _shared_name(config: RunConfig) -> str:
+    return f"{config.name}/shared"
 
 
 def _check_gpus(config: RunConfig, available: float) -> None:

@@ -1,4 +1,8 @@
-"""The ports between roles over Ray: each a few lines around a remote call."""
+"""The ports between roles over Ray: each a few lines around a remote call.
+
+A call of the controller whose process ends is made again by Ray, and answered by the one that takes over; said twice,
+nothing counts twice.
+"""
 
 from __future__ import annotations
 
@@ -163,11 +167,12 @@ class RayTasks:
     def __init__(self, controller: Any, worker: str):
         self._controller = controller
         self._worker = worker
+        self._asks = itertools.count(1)
         self._episodes: list[Episode] = []
 
     async def next_episode(self) -> EpisodePlan | None:
         episodes, self._episodes = self._episodes, []
-        return await self._controller.exchange.remote(self._worker, episodes)
+        return await self._controller.exchange.remote(self._worker, episodes, next(self._asks))
 
     async def report(self, episode: Episode) -> None:
         self._episodes.append(episode)

@@ -1,25 +1,27 @@
-"""Keeps a role's actor at work: Ray restarts its process, this starts its work again and writes down what happened."""
+"""Keeps a role's actor at work: Ray restarts its process, this starts its work again and writes down what happened.
+
+What ended the process may have been somebody else, the role itself, or `heartbeats`, where it lived and did nothing.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from accerl.files import append_line
+from accerl.files import append_line, read_lines
+from accerl.runtime.heartbeats import Heartbeats
 
 MAX_FAILURES = 6
 """Failures of one role in `FAILURE_WINDOW_S` that end the run; those inside the environment of a task do not count."""
 FAILURE_WINDOW_S = 120.0
 MAX_BACKOFF_S = 10.0
-ANSWER_WITHIN_S = 120.0
-"""For a restarted process, which has to import its libraries."""
 
 
 class RoleError(RuntimeError):
@@ -31,7 +33,7 @@ class Incidents:
 
     def __init__(self, folder: Path):
         self._path = folder / "incidents.jsonl"
-        self.count = 0
+        self.count = len(read_lines(self._path))
 
     def add(self, role: str, what: str, action: str) -> None:
         self.count += 1
@@ -39,44 +41,86 @@ class Incidents:
         append_line(self._path, line)
 
 
-async def keep_running(
-    name: str,
-    actor: Any,
-    incidents: Incidents,
-    on_failure: Callable[[str, int], Awaitable[None]],
-    on_return: Callable[[str, int, float], Awaitable[bool]],
-) -> None:
-    """Run a role until its work is done; after a failure restart it, with a pause that doubles.
+class Supervisor:
+    """Runs the roles until their work is done; after a failure it restarts them, with a pause that doubles.
 
     Args:
+        start_s: longest that a process may take to come up.
         on_failure: called with the name and the number of restarts so far, before the restart.
         on_return: called with the same and the time of the failure, after it; whether the failure was not the role's.
-
-    Raises:
-        RoleError: too many failures in a short time.
+        incarnations: restarts so far of roles that another controller has started.
     """
-    failures: deque[float] = deque(maxlen=MAX_FAILURES)
-    incarnation = 0
-    while True:
+
+    def __init__(
+        self,
+        incidents: Incidents,
+        heartbeats: Heartbeats,
+        start_s: float,
+        on_failure: Callable[[str, int], Awaitable[None]],
+        on_return: Callable[[str, int, float], Awaitable[bool]],
+        incarnations: Mapping[str, int],
+    ):
+        self.incarnations = dict(incarnations)
+        self._incidents = incidents
+        self._heartbeats = heartbeats
+        self._start_s = start_s
+        self._on_failure = on_failure
+        self._on_return = on_return
+
+    def begin(self, name: str, actor: Any) -> asyncio.Task[None]:
+        """Run the role, or go on with what another controller has begun; ends when its work is done.
+
+        The task raises RoleError after too many failures in a short time, or if a process does not come up.
+        """
+        is_taken_over = name in self.incarnations
+        self.incarnations.setdefault(name, 0)
+        return asyncio.create_task(self._keep_running(name, actor, is_taken_over))
+
+    async def _keep_running(self, name: str, actor: Any, is_taken_over: bool) -> None:
+        failures: deque[float] = deque(maxlen=MAX_FAILURES)
+        reason = None
+        if is_taken_over and not await _is_at_work(actor):
+            reason = "its process ended while there was no controller"
+        while True:
+            incarnation = self.incarnations[name]
+            reason = reason or await self._run(name, actor, incarnation)
+            if reason is None:
+                return
+            await self._on_failure(name, incarnation)
+            failures.append(time.monotonic())
+            if len(failures) == MAX_FAILURES and failures[-1] - failures[0] < FAILURE_WINDOW_S:
+                self._incidents.add(name, reason, "gave up")
+                raise RoleError(f"{name} failed {MAX_FAILURES} times in {FAILURE_WINDOW_S:.0f} s: {reason}")
+            self._incidents.add(name, reason, "restarted")
+            await asyncio.sleep(min(0.2 * 2 ** (len(failures) - 1), MAX_BACKOFF_S))
+            await self._answers(name, actor)
+            self.incarnations[name] += 1
+            if await self._on_return(name, incarnation, failures[-1]):
+                failures.pop()
+            reason = None
+
+    async def _run(self, name: str, actor: Any, incarnation: int) -> str | None:
+        """Why the role has failed; None: its work is done."""
         try:
             await actor.run.remote(incarnation)
-            return
+            return None
         except RayActorError as error:
-            reason = first_line(error) if ended_by_us(error) else "its process ended"
+            return self._heartbeats.reason(name) or (first_line(error) if ended_by_us(error) else "its process ended")
         except RayTaskError as error:
-            reason = first_line(error)
             ray.kill(actor, no_restart=False)  # a process whose role has raised is in no known state
-        await on_failure(name, incarnation)
-        failures.append(time.monotonic())
-        if len(failures) == MAX_FAILURES and failures[-1] - failures[0] < FAILURE_WINDOW_S:
-            incidents.add(name, reason, "gave up")
-            raise RoleError(f"{name} failed {MAX_FAILURES} times in {FAILURE_WINDOW_S:.0f} s: {reason}")
-        incidents.add(name, reason, "restarted")
-        await asyncio.sleep(min(0.2 * 2 ** (len(failures) - 1), MAX_BACKOFF_S))
-        await _answers(name, actor)
-        if await on_return(name, incarnation, failures[-1]):
-            failures.pop()
-        incarnation += 1
+            return first_line(error)
+
+    async def _answers(self, name: str, actor: Any) -> None:
+        """Returns when a restarted actor answers."""
+        deadline = time.monotonic() + self._start_s
+        while True:
+            try:
+                await asyncio.wait_for(_health(actor), 10.0)
+                return
+            except (RayError, TimeoutError) as error:
+                if time.monotonic() > deadline:
+                    raise RoleError(f"{name} did not answer {self._start_s:.0f} s after its restart") from error
+                await asyncio.sleep(0.2)
 
 
 def ended_by_us(error: RayActorError) -> bool:
@@ -92,17 +136,11 @@ def first_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-async def _answers(name: str, actor: Any) -> None:
-    """Returns when a restarted actor answers."""
-    deadline = time.monotonic() + ANSWER_WITHIN_S
-    while True:
-        try:
-            await asyncio.wait_for(_health(actor), 10.0)
-            return
-        except (RayError, TimeoutError) as error:
-            if time.monotonic() > deadline:
-                raise RoleError(f"{name} did not answer {ANSWER_WITHIN_S:.0f} s after its restart") from error
-            await asyncio.sleep(0.2)
+async def _is_at_work(actor: Any) -> bool:
+    try:
+        return await actor.is_at_work.remote()
+    except RayError:
+        return False
 
 
 async def _health(actor: Any) -> Any:

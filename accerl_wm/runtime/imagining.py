@@ -43,12 +43,11 @@ class ImaginationActor(Role):
     """Imagines in a thread of its own for as long as the run lasts. The first of them audits for all."""
 
     def __init__(self, config: RunConfig, index: int, wiring: Wiring):
-        super().__init__(config, f"imagination-{index}")
+        super().__init__(config, f"imagination-{index}", wiring.controller)
         section = config.imagination
         torch.set_num_threads(section.num_threads)
         self._config = config
         self._index = index
-        self._controller = wiring.controller
         self._models = arrange(config, self._controller)
         inference = config.inference.model_copy(update={"device": section.device, "num_threads": section.num_threads})
         self._server = PolicyServer(
@@ -62,7 +61,7 @@ class ImaginationActor(Role):
         self._worker: RolloutWorker | None = None
         self._plans: _Plans | None = None
 
-    async def run(self, incarnation: int) -> None:
+    async def work(self, incarnation: int) -> None:
         """Until the run ends."""
         threading.Thread(target=self._keep_receiving, name="weights", daemon=True).start()
         sink = RaySink(self._controller, tracks_versions=False)
@@ -71,6 +70,11 @@ class ImaginationActor(Role):
             tasks.create_task(self._models.follow())
             tasks.create_task(self._follow_knobs())
             tasks.create_task(asyncio.to_thread(asyncio.run, self._imagine(sink, incarnation)))
+
+    async def announce(self) -> None:
+        if not self._is_trusted:
+            verdict = self._reliability.verdict
+            await self._controller.trust.remote(verdict.share, verdict.reason)
 
     async def observe(self, trajectory: Trajectory) -> None:
         """A real one."""

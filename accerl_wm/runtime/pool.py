@@ -36,11 +36,10 @@ class ServiceActor(Role):
     model_name: ClassVar[Name]
 
     def __init__(self, config: RunConfig, index: int, wiring: Wiring):
-        super().__init__(config, f"{self.kind}-{index}")
+        super().__init__(config, f"{self.kind}-{index}", wiring.controller)
         section = config.imagination
         torch.set_num_threads(section.num_threads)
         self._index = index
-        self._controller = wiring.controller
         self._device = section.device
         self._model = load_model(config, self.model_name)
         self._follower = Follower(self._controller, {self.model_name: self._model})
@@ -50,12 +49,18 @@ class ServiceActor(Role):
     @abstractmethod
     def _answer(self, requests: Sequence[Any]) -> Sequence[Any]: ...
 
-    async def run(self, incarnation: int) -> None:
+    async def work(self, incarnation: int) -> None:
         """Until the run ends."""
         with self._service:
-            here = ray.get_runtime_context().current_actor
-            await self._controller.post.remote(self.name, [here, getattr(self._model, "history", None)])
+            await self.announce()
             await self._follower.follow(self.model_name)
+
+    async def announce(self) -> None:
+        here = ray.get_runtime_context().current_actor
+        await self._controller.post.remote(self.name, [here, getattr(self._model, "history", None)])
+
+    def pulse(self) -> int | None:
+        return self._service.batch_under_way
 
     async def ask(self, requests: Sequence[Any]) -> list[Any]:
         """The answers, in order. Raises what the model raised."""

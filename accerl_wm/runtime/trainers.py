@@ -35,15 +35,15 @@ class TrainerActor(Role):
     kind: ClassVar[Name]
 
     def __init__(self, config: RunConfig, index: int, wiring: Wiring):
-        super().__init__(config, f"{self.kind}-{index}")
+        super().__init__(config, f"{self.kind}-{index}", wiring.controller)
         torch.set_num_threads(config.imagination.num_threads)
         self._config = config
         self._seed = derive_seed(config.seed, config.imagination.seed, index)
-        self._controller = wiring.controller
         self._model = load_model(config, self.kind)
         self._arrived: queue.SimpleQueue[Trajectory] = queue.SimpleQueue()
         self._follower = Follower(self._controller, self._followed())
         self._closed = threading.Event()
+        self._publishes_again = threading.Event()
         self._updates = self._published = 0
         self._loss = float("nan")
 
@@ -58,7 +58,7 @@ class TrainerActor(Role):
     @abstractmethod
     def _updates_per_decision(self) -> float: ...
 
-    async def run(self, incarnation: int) -> None:
+    async def work(self, incarnation: int) -> None:
         """Until the run ends."""
         loop = asyncio.get_running_loop()
         try:
@@ -68,6 +68,10 @@ class TrainerActor(Role):
                 tasks.create_task(asyncio.to_thread(self._train, loop))
         finally:
             self._closed.set()
+
+    async def announce(self) -> None:
+        if self._published:
+            self._publishes_again.set()
 
     async def observe(self, trajectory: Trajectory) -> None:
         """A real one."""
@@ -84,6 +88,9 @@ class TrainerActor(Role):
         frames = new_frames(self._config, self.name, held_out=0.1)
         training = OnlineTraining(self._make_trainer(frames), self._updates_per_decision)
         while not self._closed.is_set():
+            if self._publishes_again.is_set():
+                self._publishes_again.clear()
+                self._publish(loop)
             while not self._arrived.empty():
                 trajectory = self._arrived.get()
                 frames.add([of_trajectory(trajectory)])

@@ -13,6 +13,7 @@ import ray
 from accerl.config import ConfigError, RunConfig, merge
 from accerl.replay.snapshot import Checkpoint
 from accerl.runtime import placement
+from accerl.runtime.actors.role import Wiring
 from accerl.runtime.placement import Roles, shared_gpus, total_gpus
 from tests.runtime.somebody import Somebody
 
@@ -40,7 +41,7 @@ def devices(config: RunConfig, start: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Of each role."""
     (start / "policy.json").write_text(json.dumps({"kind": "tiny_vla"}))
     monkeypatch.setattr(placement, "BUILT_IN", dict.fromkeys(placement.BUILT_IN, Somebody))
-    roles = Roles(config, start, controller=None, checkpoint=Checkpoint(version=0, first_episode=0))
+    roles = Roles(config, Wiring.new(None, start, start, Checkpoint(version=0, first_episode=0)))
     try:
         return {name: ray.get(actor.health.remote(), timeout=60) for name, actor in roles.named()}
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import ray
 import torch
@@ -21,7 +22,7 @@ class InferenceActor(Role):
     """Answers with the newest weights it could get, until it is told to leave."""
 
     def __init__(self, config: RunConfig, index: int, wiring: Wiring):
-        super().__init__(config, f"inference-{index}")
+        super().__init__(config, f"inference-{index}", wiring.controller)
         torch.set_num_threads(config.inference.num_threads)
         kernels.use(config.kernels)
         self._config = config
@@ -34,8 +35,9 @@ class InferenceActor(Role):
         self._answers = RayAnswers(self._service)
         self._left = asyncio.Event()
         self._closed = threading.Event()
+        self._endpoint: Any = None
 
-    async def run(self, incarnation: int) -> None:
+    async def work(self, incarnation: int) -> None:
         """Until `leave` was called."""
         while not await asyncio.to_thread(self._receive_weights):
             pass  # the first answer is given by a version that the learner has published
@@ -43,13 +45,21 @@ class InferenceActor(Role):
         door = self._open_door(incarnation)
         with self._service:
             try:
-                here = ray.get_runtime_context().current_actor if door is None else door.endpoint
-                await self._wiring.controller.join.remote(self.name, here)
+                self._endpoint = ray.get_runtime_context().current_actor if door is None else door.endpoint
+                await self._controller.join.remote(self.name, self._endpoint)
                 await self._left.wait()
             finally:
                 self._closed.set()
                 if door is not None:
                     door.close()
+
+    async def announce(self) -> None:
+        if self._endpoint is not None:
+            self._controller.serve.remote(self.name, self._server.version)
+            await self._controller.join.remote(self.name, self._endpoint)
+
+    def pulse(self) -> int | None:
+        return self._service.batch_under_way
 
     async def leave(self) -> None:
         """End; the clients have been told before."""
@@ -98,5 +108,5 @@ class InferenceActor(Role):
         if weights is None:
             return False
         self._server.load(weights)
-        self._wiring.controller.serve.remote(self.name, weights.version)
+        self._controller.serve.remote(self.name, weights.version)
         return True

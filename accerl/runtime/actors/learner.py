@@ -34,12 +34,11 @@ class LearnerActor(Role):
     """Trains in a thread, from the newest checkpoint if the run has one."""
 
     def __init__(self, config: RunConfig, wiring: Wiring):
-        super().__init__(config, "learner-0")
+        super().__init__(config, "learner-0", wiring.controller)
         torch.set_num_threads(config.learner.num_threads)
         kernels.use(config.kernels)
         torch.manual_seed(config.seed)
         self._config = config
-        self._controller = wiring.controller
         self._checkpoints = config.folder / "checkpoints"
         written = checkpoint.list_checkpoints(self._checkpoints)
         self._start = wiring.start
@@ -53,16 +52,24 @@ class LearnerActor(Role):
         if config.imagination.enabled:
             self._source = MixedSource(self._real, self._imagined, lambda: self._imagined_share)
         self._wanted = threading.Event()
+        self._publishes_again = threading.Event()
+        self._num_looks = 0
         self._saved = threading.Condition()
         self._last_saved: Path | None = written[-1] if written else None
 
-    async def run(self, incarnation: int) -> None:
+    async def work(self, incarnation: int) -> None:
         following = asyncio.create_task(follow_directory(self._controller, self._use))
         try:
             with ThreadPoolExecutor(max_workers=1, thread_name_prefix="learner") as thread:
                 await asyncio.get_running_loop().run_in_executor(thread, self._train)
         finally:
             following.cancel()
+
+    async def announce(self) -> None:
+        self._publishes_again.set()
+
+    def pulse(self) -> int | None:
+        return self._num_looks or None
 
     async def checkpoint(self) -> str:
         """Save as soon as the update at hand is done; returns the folder."""
@@ -110,6 +117,10 @@ class LearnerActor(Role):
         episodes: list[int] = []
         last_save = time.monotonic()
         while not (steering.state["stop"] or self._is_done()):
+            self._num_looks += 1
+            if self._publishes_again.is_set():
+                self._publishes_again.clear()
+                publisher.publish(self._policy, self._learner.version)
             if self._wanted.is_set() or time.monotonic() - last_save > self._config.learner.checkpoint_every_s:
                 self._save()
                 last_save = time.monotonic()

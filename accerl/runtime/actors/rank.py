@@ -57,14 +57,16 @@ class RankActor(Role):
     learner: Learner
 
     def __init__(self, config: RunConfig, number: int, wiring: Wiring):
-        super().__init__(config, f"rank-{number}")
+        super().__init__(config, f"rank-{number}", wiring.controller)
         torch.set_num_threads(config.learner.num_threads)
         kernels.use(config.kernels)
         self._config = config
         self._start = wiring.start
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rank")
+        self._num_calls = 0
+        self._is_called = False
 
-    async def run(self, incarnation: int) -> None:
+    async def work(self, incarnation: int) -> None:
         """Until the run ends."""
         await asyncio.Event().wait()
 
@@ -73,6 +75,9 @@ class RankActor(Role):
         if hasattr(self, "learner"):
             raise RuntimeError("this process has been in a group before; it must be started anew")
         self.learner = await self._call(lambda: self._join(place))
+
+    def pulse(self) -> int | None:
+        return self._num_calls if self._is_called else None
 
     async def has_joined(self) -> bool:
         return hasattr(self, "learner")
@@ -101,4 +106,12 @@ class RankActor(Role):
         return ranked_learner(self._config, self._start, place, store, self.tracer)[1]
 
     async def _call(self, function: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._counted, function)
+
+    def _counted(self, function: Callable[[], Result]) -> Result:
+        self._num_calls += 1
+        self._is_called = True
+        try:
+            return function()
+        finally:
+            self._is_called = False

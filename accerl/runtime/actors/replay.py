@@ -30,7 +30,7 @@ class ReplayActor(Role):
     kind = "replay"
 
     def __init__(self, config: RunConfig, index: int, wiring: Wiring):
-        super().__init__(config, f"{self.kind}-{index}")
+        super().__init__(config, f"{self.kind}-{index}", wiring.controller)
         self._folder = config.folder / self.kind / f"shard-{index}"
         self._files, self._snapshots = self._open_folder(config, wiring)
         seed = derive_seed(config.seed, index, 7)
@@ -43,7 +43,7 @@ class ReplayActor(Role):
         self._sample = TrajectorySample(config.folder / "trajectories")
         self._left = asyncio.Event()
 
-    async def run(self, incarnation: int) -> None:
+    async def work(self, incarnation: int) -> None:
         """Until it was closed."""
         await self._left.wait()
         shutil.rmtree(self._folder, ignore_errors=True)

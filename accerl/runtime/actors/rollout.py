@@ -23,14 +23,14 @@ class RolloutActor(Role):
     """Plays until the controller has nothing more for it."""
 
     def __init__(self, config: RunConfig, index: int, wiring: Wiring):
-        super().__init__(config, f"rollout-{index}")
+        super().__init__(config, f"rollout-{index}", wiring.controller)
         os.environ["OMP_NUM_THREADS"] = "1"  # for an environment that computes in torch
         self._config = config
         self._index = index
         self._wiring = wiring
         self._worker: RolloutWorker | None = None
 
-    async def run(self, incarnation: int) -> None:
+    async def work(self, incarnation: int) -> None:
         config, controller = self._config, self._wiring.controller
         name = f"{self.name}.{incarnation}"
         sink = RaySink(controller, tracks_versions=config.max_policy_lag is not None)

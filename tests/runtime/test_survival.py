@@ -1,0 +1,72 @@
+"""Processes of a run are killed and stopped: each is replaced, nothing collected is lost, nothing counts twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+
+from accerl.runtime.run import Run
+
+StartRun = Callable[..., Run]
+WITHIN_S = 120.0
+
+
+def until(run: Run, is_met: Callable[[], bool], *states: str) -> None:
+    deadline = time.monotonic() + WITHIN_S
+    while not is_met():
+        assert run.status()["state"] in (*states, "starting", "running"), run.status()
+        assert time.monotonic() < deadline, run.status()
+        time.sleep(0.1)
+
+
+def updates(run: Run) -> int:
+    return run.status().get("updates", 0)
+
+
+def process_of(run: Run, role: str) -> int:
+    return json.loads((run.folder / "logs" / f"{role}.process.json").read_text())["pid"]
+
+
+def signalled(run: Run, role: str, number: int) -> None:
+    """Send a signal to the process of a role and wait until ten more updates were made."""
+    before, incidents = updates(run), len(run.incidents())
+    os.kill(process_of(run, role), number)
+    until(run, lambda: len(run.incidents()) > incidents)
+    before = updates(run)
+    until(run, lambda: updates(run) >= before + 3)
+
+
+def test_a_controller_that_is_killed_or_stopped_is_replaced_by_one_that_finds_everybody_at_work(start_run: StartRun):
+    run = start_run({"limits.max_updates": 2000, "rollout.max_policy_lag": 4, "replay.max_reuse": 1})
+    until(run, lambda: updates(run) >= 3)
+    learner, worker = process_of(run, "learner-0"), process_of(run, "rollout-0")
+    run.set(sigma=0.3)
+    for number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGKILL):
+        signalled(run, "controller", number)
+    assert (process_of(run, "learner-0"), process_of(run, "rollout-0")) == (learner, worker)
+    assert run.status()["knobs"] == {"objective": {"sigma": 0.3}}
+    assert {(each["role"], each["action"]) for each in run.incidents()} == {
+        ("controller", "another one has taken over")
+    }
+    run.pause()
+    until(run, lambda: run.health()["episodes_in_flight"] == 0, "paused")
+    health = run.health()
+    there = health["trained_decisions"] + health["replay_unused"] + health["replay_lent"]
+    assert (there, health["discarded_decisions"]) == (health["decisions"], 0)
+    run.stop()
+    lines = run.metrics()
+    assert run.status()["state"] == "finished"
+    assert [line["updates"] for line in lines] == sorted(line["updates"] for line in lines)
+
+
+def test_processes_that_are_stopped_are_replaced(start_run: StartRun) -> None:
+    run = start_run({"limits.max_updates": 2000})
+    until(run, lambda: updates(run) >= 3)
+    for role in ("rollout-0", "inference-0", "replay-0", "learner-0"):
+        signalled(run, role, signal.SIGSTOP)
+    found = [(each["role"], each["what"]) for each in run.incidents()]
+    what = "its process was stopped from outside"
+    assert found == [(role, what) for role in ("rollout-0", "inference-0", "replay-0", "learner-0")]
