@@ -15,7 +15,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from accerl.config import RunConfig
+from accerl.config import ReplayConfig, RunConfig
 from accerl.rollout import derive_seed
 from accerl.tasks import TaskSampler
 from accerl.types import BatchRule, Episode, EpisodePlan
@@ -59,6 +59,9 @@ class Admission:
         self._serving: dict[str, int] = {}
         self._flights: dict[int, _Flight] = {}
         self._waiting: set[int] = set()  # played and delivered, and not yet trained on
+        self._follows = self._max_lag is not None or not may_drop(config.replay)
+        self.lost = 0
+        """Episodes that were played to their ends and went with the shard that held them."""
         self._again: deque[EpisodePlan] = deque()  # lost with their worker or environment
         self._drawn: deque[str] = deque()
         self._reports: list[Episode] = []
@@ -119,7 +122,7 @@ class Admission:
         if self._flights.pop(episode.number, None) is None:
             return False
         self._report(episode)
-        if self._max_lag is not None:
+        if self._follows:
             self._waiting.add(episode.number)
         return True
 
@@ -182,9 +185,15 @@ class Admission:
         """It was told of the update to this version."""
         return version in self._trained
 
-    def keep(self, episodes: Collection[int]) -> None:
-        """Only these of the episodes that wait are left: the shard that held the others is gone."""
-        self._waiting.intersection_update(episodes)
+    @property
+    def waiting(self) -> frozenset[int]:
+        """Episodes that are in the replay and not yet trained on, where the replay drops none of those."""
+        return frozenset(self._waiting)
+
+    def lose_waiting(self, episodes: Collection[int]) -> None:
+        """The shard that held these is gone."""
+        self.lost += len(self._waiting.intersection(episodes))
+        self._waiting.difference_update(episodes)
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -212,6 +221,7 @@ class Admission:
             "number": self._number,
             "first": self._first,
             "wave": self._wave,
+            "lost": self.lost,
         }
 
     def load(self, content: dict[str, Any]) -> None:
@@ -226,6 +236,7 @@ class Admission:
         self._reports = [Episode(**episode) for episode in content["reports"]]
         self._trained.extend(content["trained"])
         self._number, self._first, self._wave = content["number"], content["first"], content["wave"]
+        self.lost = content["lost"]
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -286,3 +297,8 @@ class Admission:
             for reported in sorted(self._reports, key=lambda each: each.number):
                 self.tasks.report(reported)
             self._reports.clear()
+
+
+def may_drop(replay: ReplayConfig) -> bool:
+    """Decisions may go that were never trained on."""
+    return replay.order == "ring" or replay.max_age_versions is not None

@@ -115,10 +115,10 @@ class ReplayConfig(Section):
     """Of images in a shard's memory, MiB; beyond it those that are least likely to be used next are in files, in the
     run's folder; none: all are in memory."""
     snapshots: bool = True
-    """Write what the shards hold whenever a checkpoint is written. One that is restarted goes on with what of it was
-    not used up since, a run that is resumed with what they held at its checkpoint; `max_reuse` holds all the same.
-    Costs the disk up to twice what the replay holds. Where staleness is bounded nothing is written: when a shard is
-    back, other episodes have taken the places of those that it lost."""
+    """Write what comes into a shard to its node's disk before it is answered for, and all that it holds whenever a
+    checkpoint is written. A shard that is restarted has lost nothing; a run that is resumed goes on with what they held
+    at its checkpoint, unless staleness is bounded; `max_reuse` holds all the same. Costs the disk up to twice what the
+    replay holds."""
 
     @property
     def streams(self) -> bool:

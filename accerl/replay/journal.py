@@ -1,6 +1,7 @@
-"""The snapshots of one shard, one after the other, and what happened since the newest of them.
+"""The snapshots of one shard, one after the other, and what came and happened since the newest of them.
 
-A snapshot is made under another name and renamed, then the one before is removed: one that was interrupted leaves that.
+A shard that dies loses nothing that it has answered for: what comes is in a file before it is. A snapshot is made under
+another name and renamed, then the one before is removed: one that was interrupted leaves that.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from accerl.files import sync
 from accerl.replay import snapshot
 from accerl.replay.order import Entry
-from accerl.replay.snapshot import Content
-from accerl.replay.spill import SegmentFiles
+from accerl.replay.snapshot import Content, Record
+from accerl.replay.spill import SegmentFiles, file_name
 
 Event = Literal["used", "confirmed", "reclaimed", "aged", "overwritten", "left"]
 
@@ -37,6 +39,7 @@ class Snapshots:
         self.newest = max(folder.glob("snapshot-*"), default=None)
         self._journal: int | None = None  # descriptor of the newest one's
         self._since: list[bytes] | None = None  # lines since `begin`, for the snapshot that is being written
+        self._came: list[Entry] = []  # since then
         self._next = self._temporary = folder
         self.tidy()
 
@@ -47,8 +50,23 @@ class Snapshots:
 
     def note(self, event: Event, entries: Sequence[Entry] = (), batch: int | None = None) -> None:
         """Something happened to what a snapshot may hold. If the disk is full, there is no snapshot from here on."""
-        line = json.dumps({"event": event, "batch": batch, "segments": [entry.number for entry in entries]})
-        data = f"{line}\n".encode()
+        self._write_line({"event": event, "batch": batch, "segments": [entry.number for entry in entries]})
+
+    def came(self, entry: Entry, newest_version: int) -> None:
+        """It was pushed. What a full disk does not take is lost if the shard dies before the next snapshot."""
+        if self._since is not None:
+            self._came.append(entry)
+        if self.newest is not None:
+            try:
+                self._files.copy(entry, self.newest / file_name(entry.number))
+            except OSError as error:
+                print(f"{self._folder.name}: what came was not written ({error})", file=sys.stderr)
+                return
+        record = asdict(Record.of(entry))
+        self._write_line({"event": "pushed", "batch": None, "segments": [], "record": record, "newest": newest_version})
+
+    def _write_line(self, line: dict[str, Any]) -> None:
+        data = f"{json.dumps(line)}\n".encode()
         if self._journal is not None:
             try:
                 os.write(self._journal, data)
@@ -63,7 +81,7 @@ class Snapshots:
         number = 0 if self.newest is None else int(self.newest.name.removeprefix("snapshot-")) + 1
         self._next = self._folder / f"snapshot-{number:08d}"
         self._temporary = self._next.with_name(f".{self._next.name}.tmp")
-        self._since = []
+        self._since, self._came = [], []
         self._files.keep()
 
     def write(self, content: Content) -> None:
@@ -75,16 +93,20 @@ class Snapshots:
     def finish(self) -> None:
         """From now on this snapshot is the newest one."""
         assert self._since is not None
+        for entry in self._came:
+            if entry.is_held or entry.batch is not None:
+                self._files.copy(entry, self._temporary / file_name(entry.number))
+                entry.copy = self._next / file_name(entry.number)
         journal = os.open(self._temporary / "journal.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.write(journal, b"".join(self._since))
         self._temporary.rename(self._next)
         self._close()
-        self._journal, self.newest, self._since = journal, self._next, None
+        self._journal, self.newest, self._since, self._came = journal, self._next, None, []
         self._files.unkeep()
 
     def abandon(self) -> None:
         """It could not be written; the one before stays."""
-        self._since = None
+        self._since, self._came = None, []
         self._files.unkeep()
         self.tidy()
 

@@ -34,6 +34,10 @@ class Entry:
     """In which it was first used, until that is confirmed."""
     file: Path | None = None
     """Where it is on disk."""
+    copy: Path | None = None
+    """The same file beside the journal that says that it came."""
+    is_synced: bool = False
+    """That file outlives the machine."""
     is_spilled: bool = False
     """Its images are nowhere else."""
     rank: int | None = None

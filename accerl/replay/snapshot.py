@@ -3,10 +3,10 @@
 snapshot-00000007/
     state.json            counters, generator, and of each segment how often it was used
     00000123.safetensors  the segments: links to files that are written once, whichever snapshots they are in
-    journal.jsonl         what was used, confirmed and let go afterwards
+    journal.jsonl         what came, was used, confirmed and let go afterwards
 
-After the end of one process another one goes on with what the journal leaves of the snapshot: only what was pushed
-since is lost, and nothing is used too often. (`accerl.replay.journal` says how one snapshot follows the other.)
+After the end of one process another one goes on with what the journal makes of the snapshot: nothing is lost, and
+nothing is used too often. (`accerl.replay.journal` says how one snapshot follows the other.)
 """
 
 from __future__ import annotations
@@ -124,24 +124,38 @@ def read(
     if facts.pop("format") != FORMAT:
         raise ValueError(f"{folder} is of another format than {FORMAT}")
     records = {each["number"]: Record(**each) for each in facts.pop("segments")}
+    before = set(records)
     content = Content(**facts, segments=[])
     journal = folder / "journal.jsonl"
     lines = journal.read_text().splitlines(keepends=True) if journal.exists() else []
+    is_past = False
     for event in (json.loads(line) for line in lines if line.endswith("\n")):
-        if checkpoint is not None and event["event"] == "used" and event["batch"] >= checkpoint.version:
-            break
-        _apply(event, records, content, max_reuse)
+        is_past |= checkpoint is not None and event["event"] == "used" and event["batch"] >= checkpoint.version
+        if event["event"] == "pushed":
+            _add(event, records, content)
+        elif not is_past:
+            _apply(event, records, content, max_reuse)
     if checkpoint is not None:
         _go_back(records, content, checkpoint)
     for record in records.values():
         record.is_held &= record.uses < max_reuse
         if record.is_held or record.batch is not None:
             path = folder / file_name(record.number)
+            if record.number not in before and not path.exists():  # it was just being let go
+                continue
             entry = _entry(record, trajectories.load(path))
             if files is not None:
                 files.adopt(entry, path)
             content.segments.append((record, entry, entry.trajectory))
     return content
+
+
+def _add(line: dict[str, Any], records: dict[int, Record], content: Content) -> None:
+    record = Record(**line["record"])
+    records[record.number] = record
+    content.sums["pushed_decisions"] += record.num_decisions
+    content.next_key = max(content.next_key, record.key + 1)
+    content.newest_version = max(content.newest_version, line["newest"])
 
 
 def _apply(line: dict[str, Any], records: Mapping[int, Record], content: Content, max_reuse: int) -> None:

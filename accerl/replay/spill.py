@@ -71,6 +71,8 @@ class SegmentFiles:
         """Nobody will ask for it again."""
         self._leave_memory(entry)
         with self._writing:
+            if entry.copy is not None:
+                entry.copy.unlink(missing_ok=True)
             if entry.file is None:
                 return
             if self._kept is None:
@@ -101,19 +103,28 @@ class SegmentFiles:
             trajectory: of the entry, when it was in memory.
         """
         with self._writing:
-            is_new = entry.file is None
             if entry.file is None:
                 entry.file = self._write(entry, trajectory)
                 if self._kept is not None and not entry.is_held and entry.batch is None:
                     self._kept.append(entry.file)
             _link(entry.file, target)
+            is_new, entry.is_synced = not entry.is_synced, True
         if is_new:
             sync(target)
+
+    def copy(self, entry: Entry, target: Path) -> None:
+        """The same for one that has just come, for as long as it is there, and no longer than the machine is up."""
+        with self._writing:
+            if entry.file is None:
+                entry.file = self._write(entry, entry.trajectory)
+            _link(entry.file, target)
+            entry.copy = target
 
     def adopt(self, entry: Entry, file: Path) -> None:
         """The entry is what `file` holds, which stays where it is."""
         entry.file = self._path(entry)
         _link(file, entry.file)
+        entry.is_synced = True
         self.hold(entry)
 
     def _spill(self, entry: Entry) -> None:

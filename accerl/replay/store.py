@@ -208,8 +208,10 @@ class Replay:
                     return False
                 self.overwritten_decisions += oldest.num_decisions
             self._let_go(oldest, "overwritten")
-        self._stock.add(Entry(trajectory, key := self._new_key(), number=key))
+        self._stock.add(entry := Entry(trajectory, key := self._new_key(), number=key))
         self.pushed_decisions += size
+        if self._snapshots is not None:
+            self._snapshots.came(entry, self._stock.newest_version)
         return True
 
     def _admitted(self, rule: BatchRule) -> Iterator[Entry]:

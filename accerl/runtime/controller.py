@@ -130,7 +130,8 @@ class Controller:
         finally:
             self._writer.close()
             self._crew.end()
-            clean(self._config.folder / "replay", keeps_snapshots=self.progress < 1)
+            is_wanted = self.progress < 1 and self._config.max_policy_lag is None
+            clean(self._config.folder / "replay", keeps_snapshots=is_wanted)
         return self._state
 
     # --- what the roles call ------------------------------------------------------------------------------------
@@ -318,7 +319,13 @@ class Controller:
             "trained_decisions": self._metrics.trained_decisions,
             "episodes_in_flight": admission.in_flight,
             "version": admission.version,
+            "lost_episodes": admission.lost,
         }
+
+    async def lost_episodes(self) -> int:
+        """Episodes that were played to their ends, and are neither trained on nor anywhere; also those of before."""
+        await self._crew.forget_lost()
+        return self._dispatcher.admission.lost
 
     async def checkpoint(self) -> str:
         """Save now; returns the checkpoint's folder."""
@@ -366,6 +373,7 @@ class Controller:
             "episodes_in_flight": self._dispatcher.admission.in_flight,
             "task_probability": self._tasks.probabilities(),
             "incidents": self._incidents.count,
+            "lost_episodes": self._dispatcher.admission.lost,
             "quarantined": list(self._tasks.quarantined),
             "cores_busy": [share / 100 for share in psutil.cpu_percent(percpu=True)],
         }

@@ -30,6 +30,8 @@ LEARNER = "learner-0"
 NEWS_WITHIN_S = 1.0
 """Until all clients know that a service is about to leave; one that does not asks again elsewhere."""
 LOOK_EVERY_S = 0.5
+TOLD_WITHIN_S = 2.0
+"""Of an update that was made, by the learner."""
 ANNOUNCED_WITHIN_S = 5.0
 """By those that are well, to a controller that takes over."""
 
@@ -79,6 +81,7 @@ class Crew:
         self._is_open = False  # nobody is told of a directory that is not complete
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._forgetting: asyncio.Task[None] | None = None
 
     @property
     def learner(self) -> Any:
@@ -258,13 +261,13 @@ class Crew:
                 await self._dispatcher.lose(f"{name}.{incarnation}")
             case "inference":
                 await self._drop_service(name)
-            case "replay":
-                await self._forget_shard(name)
         self._changed()
 
     async def _on_return(self, name: str, incarnation: int, failed_at: float) -> bool:
         """Whether the process ended inside the environment of a task."""
         self._changed()
+        if name.startswith("replay-"):
+            self._forgetting = asyncio.create_task(self.forget_lost())
         if not name.startswith("rollout-"):
             return False
         try:
@@ -275,16 +278,20 @@ class Crew:
             self._failures.add_lost(name, call, failed_at)
         return any(call.task is not None for call in lost)
 
-    async def _forget_shard(self, name: str) -> None:
-        """Episodes that only this shard held will never be trained on."""
-        others = [shard for other, shard in self.directory.value.giving.items() if other != name]
+    async def forget_lost(self) -> None:
+        """Episodes that no shard holds will never be trained on: nothing is to wait for them.
+
+        An update whose end a shard has heard of already is known here a moment later.
+        """
+        waiting = self._dispatcher.admission.waiting
         held: set[int] = set()
-        for shard in others:
+        for shard in self.directory.value.giving.values():
             try:
                 held.update(await shard.episodes.remote())
             except RayError:
-                continue  # it has failed too, and is forgotten in its turn
-        await self._dispatcher.keep(held)
+                return  # it has failed, and is asked when it is back
+        await asyncio.sleep(TOLD_WITHIN_S)
+        await self._dispatcher.lose_waiting(waiting - held)
 
 
 def _without(members: Any, name: str) -> dict[str, Any]:

@@ -99,10 +99,10 @@ class Dispatcher:
             self.admission.fail(number)
             self._wake()
 
-    async def keep(self, held: Collection[int]) -> None:
-        """A shard is gone: of the episodes that wait to be trained on, only those in `held` are left."""
+    async def lose_waiting(self, episodes: Collection[int]) -> None:
+        """The shard that held these, which wait to be trained on, is gone."""
         async with self._changed:
-            self.admission.keep(held)
+            self.admission.lose_waiting(episodes)
             self._wake()
 
     async def pause(self, paused: bool) -> None:

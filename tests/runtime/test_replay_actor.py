@@ -64,19 +64,37 @@ def test_a_shard_of_a_resumed_run_holds_no_episode_that_is_played_again(tmp_path
     assert episodes(resumed) == [0, 1, 2]
 
 
+def test_a_shard_that_dies_loses_nothing_that_it_has_answered_for(tmp_path: Path) -> None:
+    async def play() -> None:
+        first = await filled(actor(tmp_path))
+        for number in (4, 5):
+            assert await first.push(trajectory(3, seed=number, episode=number))
+        second = actor(tmp_path)
+        assert await second.push(trajectory(3, seed=5, episode=5)), "its worker had no answer"
+        assert sorted(await second.episodes()) == [0, 1, 2, 3, 4, 5]
+
+    asyncio.run(play())
+
+
+def test_without_snapshots_nothing_is_written(tmp_path: Path) -> None:
+    off: dict[str, Any] = {"replay.snapshots": False}
+    asyncio.run(filled(actor(tmp_path, **off)))
+    assert not (tmp_path / "run" / "replay").exists() or not any((tmp_path / "run" / "replay").iterdir())
+    assert episodes(actor(tmp_path, **off)) == []
+
+
 @pytest.mark.parametrize(
     "fields",
     [
-        {"replay.snapshots": False},
         {"rollout.max_policy_lag": 1, "rollout.episodes_per_round": 2},
         {"mode": "sync", "rollout.episodes_per_round": 2},
     ],
     ids=str,
 )
-def test_nothing_is_written_where_nothing_would_be_restored(fields: dict[str, Any], tmp_path: Path) -> None:
+def test_where_staleness_is_bounded_a_resumed_run_begins_empty(fields: dict[str, Any], tmp_path: Path) -> None:
     asyncio.run(filled(actor(tmp_path, **fields)))
-    assert not (tmp_path / "run" / "replay").exists() or not any((tmp_path / "run" / "replay").iterdir())
-    assert episodes(actor(tmp_path, **fields)) == []
+    assert episodes(actor(tmp_path, **fields)) == [0, 1, 2, 3]
+    assert episodes(actor(tmp_path, started="second", **fields)) == []
 
 
 def test_a_snapshot_that_cannot_be_read_leaves_an_empty_shard(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -107,7 +125,8 @@ def test_a_snapshot_that_does_not_fit_on_the_disk_ends_nothing(
         await shard.snapshot()
 
     asyncio.run(play())
-    assert "the snapshot was not written" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "what came was not written" in said and "the snapshot was not written" in said
     assert episodes(actor(tmp_path)) == [0, 1, 2, 3]
 
 

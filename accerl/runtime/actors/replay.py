@@ -33,6 +33,7 @@ class ReplayActor(Role):
         super().__init__(config, f"{self.kind}-{index}", wiring.controller)
         self._folder = config.folder / self.kind / f"shard-{index}"
         self._files, self._snapshots = self._open_folder(config, wiring)
+        self._is_bounded = config.max_policy_lag is not None
         seed = derive_seed(config.seed, index, 7)
         self._replay = Replay(config.replay, seed, groups_of(config), self._files, self._snapshots)
         self._restored: set[tuple[str, int, int]] = set()
@@ -131,7 +132,7 @@ class ReplayActor(Role):
 
     def _open_folder(self, config: RunConfig, wiring: Wiring) -> tuple[SegmentFiles | None, Snapshots | None]:
         """Empty but for snapshots."""
-        keeps = config.replay.snapshots and config.max_policy_lag is None
+        keeps = config.replay.snapshots
         if not keeps:
             shutil.rmtree(self._folder, ignore_errors=True)
         if not (keeps or config.replay.memory_mb):
@@ -140,17 +141,17 @@ class ReplayActor(Role):
         return files, Snapshots(self._folder, files, wiring.started) if keeps else None
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        """Go on with the newest snapshot, and write what is left of it as one of its own."""
-        if self._snapshots is None or self._snapshots.newest is None:
+        """Go on with the newest snapshot, and write what it has become as one of its own, to add to it what comes."""
+        if self._snapshots is None:
             return
         is_restart = self._snapshots.is_of_this_start
-        try:
-            self._replay.load(self._snapshots.newest, None if is_restart else checkpoint)
-        except (OSError, ValueError, SafetensorError) as error:
-            if self._files is not None:
-                self._files.clear()
-            print(f"{self.name}: begins empty, its snapshot is not readable ({error})", file=sys.stderr)
-            return
+        if self._snapshots.newest is not None and (is_restart or not self._is_bounded):
+            try:
+                self._replay.load(self._snapshots.newest, None if is_restart else checkpoint)
+            except (OSError, ValueError, SafetensorError) as error:
+                if self._files is not None:
+                    self._files.clear()
+                print(f"{self.name}: begins empty, its snapshot is not readable ({error})", file=sys.stderr)
         content = self._replay.content()
         if is_restart:
             self._restored = {_name(trajectory) for _, _, trajectory in content.segments}
