@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from accerl import __version__
-from accerl.cli import attach, clone, convert, demos, doctor, evaluate, plan, report, status, stop, trace, train
+from accerl.cli import attach, chaos, clone, convert, demos, doctor, evaluate, plan, report, status, stop, trace, train
 from accerl.cli.command import Command
 from accerl.config import ConfigError, suggest
 from accerl.console import output
@@ -36,6 +36,7 @@ COMMANDS: dict[str, Command[Any]] = {
         status.COMMAND,
         attach.COMMAND,
         stop.COMMAND,
+        chaos.COMMAND,
         trace.COMMAND,
         report.COMMAND,
         doctor.COMMAND,

@@ -322,6 +322,23 @@ class Controller:
             "lost_episodes": admission.lost,
         }
 
+    async def counters(self) -> dict[str, int]:
+        """What is known without asking anybody."""
+        admission = self._dispatcher.admission
+        return {
+            "decisions": self._metrics.decisions,
+            "trained_decisions": self._metrics.trained_decisions,
+            "updates_made": admission.version,
+            "episodes_in_flight": admission.in_flight,
+            "lost_episodes": admission.lost,
+            "incidents": self._incidents.count,
+        }
+
+    async def pushed_decisions(self) -> int:
+        """That the replay has ever taken, segments of episodes that were lost with their worker included."""
+        shards = self._crew.directory.value.giving.values()
+        return int(sum([(await shard.health.remote())["progress"] for shard in shards]))
+
     async def lost_episodes(self) -> int:
         """Episodes that were played to their ends, and are neither trained on nor anywhere; also those of before."""
         await self._crew.forget_lost()

@@ -202,6 +202,20 @@ class Run:
         """Asked now, not read: how many of each role there are, what the replay holds, what is in flight."""
         return self._call("health")
 
+    def counters(self) -> dict[str, int]:
+        """Asked now, and answered at once: `decisions`, `trained_decisions`, `updates_made`, `episodes_in_flight`,
+        `lost_episodes`, `incidents`. Updates count as often as they were made, also after a learner went back.
+        """
+        return self._call("counters")
+
+    def lost_episodes(self) -> int:
+        """Episodes that were played to their ends, and are neither trained on nor in the replay."""
+        return self._call("lost_episodes")
+
+    def pushed_decisions(self) -> int:
+        """That the replay has ever taken."""
+        return self._call("pushed_decisions")
+
     def scale(self, **changes: int) -> dict[str, int]:
         """Add or remove processes while the run goes on, for example `run.scale(rollout=+2, inference=-1)`.
 
