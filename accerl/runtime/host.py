@@ -21,12 +21,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from accerl.checkpoint import save_policy
+from accerl.checkpoint import recover, save_policy
 from accerl.config import ConfigError, RunConfig
 from accerl.runtime import cluster
 from accerl.runtime.beat import SUSPECT_AFTER_S, Beat, examine
 from accerl.runtime.preflight import start_policy
-from accerl.runtime.run import write_status
+from accerl.runtime.run import started, write_status
 from accerl.timeline import write_chrome_trace
 
 STOP_WITHIN_S = 8.0
@@ -42,7 +42,8 @@ def main() -> int:
     config = RunConfig.load(folder / "config.json", {"root": folder.parent, "name": folder.name})
     stop = threading.Event()
     stop_on_signal(stop)
-    write_status(folder, {"state": "starting", "reason": "", "host": socket.gethostname(), "host_pid": os.getpid()})
+    here = {"host": socket.gethostname(), "host_pid": os.getpid(), "host_started": started(os.getpid())}
+    write_status(folder, {"state": "starting", "reason": "", **here})
     try:
         state = _host(config, stop, arguments.owner)
     except Exception as error:
@@ -68,6 +69,7 @@ def stop_on_signal(stop: threading.Event) -> None:
 
 
 def _host(config: RunConfig, stop: threading.Event, owner: int | None) -> str:
+    damaged = recover(config.folder / "checkpoints").report()
     start = config.folder / "start"
     if not start.exists():
         policy = start_policy(config)
@@ -80,7 +82,12 @@ def _host(config: RunConfig, stop: threading.Event, owner: int | None) -> str:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from accerl.runtime.controller import Controller
+    from accerl.runtime.supervisor import Incidents
 
+    incidents = Incidents(config.folder)
+    for sentence in damaged:
+        print(sentence, file=sys.stderr, flush=True)
+        incidents.add("host", sentence, "the one before is used")
     stop_on_signal(stop)
     private = Path(tempfile.mkdtemp(prefix="accerl-", dir=os.environ.get("XDG_RUNTIME_DIR")))
     try:
