@@ -138,7 +138,7 @@ class MetricsWriter:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._board = self._open_board()
+        self._board: Any = self._open_board()
 
     def write(self, line: Mapping[str, Any]) -> None:
         """What the disk has no room for is left out."""
@@ -147,8 +147,9 @@ class MetricsWriter:
         try:
             if self._board is None and shutil.disk_usage(self._folder / "tensorboard").free > BOARD_BYTES:
                 self._board = self._open_board()
-            for name, number in _scalars(line) if self._board is not None else ():
-                self._board.add_scalar(name, number, line["decisions"])
+            if self._board is not None:
+                for name, number in _scalars(line):
+                    self._board.add_scalar(name, number, line["decisions"])
         except OSError as error:
             self._give_up_board(error)
 

@@ -30,7 +30,9 @@ from accerl.runtime.run import started, write_status
 from accerl.timeline import write_chrome_trace
 
 STOP_WITHIN_S = 8.0
-"""For the learner to finish its update and save."""
+"""For the learner to finish its update and begin to save."""
+SAVES_WITHIN_S = 60.0
+"""From one sign of a checkpoint that is being written to the next."""
 
 
 def main() -> int:
@@ -114,7 +116,7 @@ def _host(config: RunConfig, stop: threading.Event, owner: int | None) -> str:
             if deadline is None and (stop.is_set() or (owner is not None and not _alive(owner))):
                 actor.stop.remote()
                 deadline = time.monotonic() + STOP_WITHIN_S
-            if deadline is not None and time.monotonic() > deadline:
+            if deadline is not None and time.monotonic() > deadline and not _is_saving(config.folder):
                 raise TimeoutError(f"the roles did not stop within {STOP_WITHIN_S:.0f} s and were ended")
     finally:
         ray.shutdown()
@@ -142,6 +144,15 @@ class ControllerWatch:
             self._beat, self._asked = ray.get(self._asked), None
         elif self._beat is not None and (silent_s := now - self._asked_at) > SUSPECT_AFTER_S:
             examine(self._beat, silent_s > self._answer_s)
+
+
+def _is_saving(folder: Path) -> bool:
+    """A checkpoint is being written."""
+    try:
+        changed = [path.stat().st_mtime for path in (folder / "checkpoints").glob(".step-*.tmp/*")]
+    except FileNotFoundError:  # it was renamed just now
+        return True
+    return bool(changed) and time.time() - max(changed) < SAVES_WITHIN_S
 
 
 def _alive(pid: int) -> bool:

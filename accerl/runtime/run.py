@@ -239,7 +239,11 @@ class Run:
         return self._call("scale", changes, _who())
 
     def checkpoint(self) -> Path:
-        """Save now."""
+        """Save now; returns when it is on the disk.
+
+        Raises:
+            NotSaved: the disk did not take it; the run goes on.
+        """
         return Path(self._call("checkpoint"))
 
     def trajectories(self, num: int = 8, source: Source | None = None) -> list[Trajectory]:

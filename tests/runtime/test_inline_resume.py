@@ -68,7 +68,8 @@ def test_what_is_drawn_after_a_resumption_is_what_would_have_been_drawn(tmp_path
     after = torch.rand(2), np.random.rand(2), random.random()
     with pytest.raises(ExceptionGroup):
         run_to(tmp_path / "cut", name, CUT_AFTER)
-    torch.rand(9), np.random.rand(9), random.random()
+    for draw in (torch.rand, np.random.rand):
+        draw(9)
     resumed = run_to(tmp_path / "cut", name)
     assert torch.equal(after[0], torch.rand(2))
     assert resumed.tasks.state_dict() == straight.tasks.state_dict()
