@@ -1,11 +1,11 @@
 """How long does a checkpoint hold the learner up?
 
-    python benchmarks/checkpoint.py [--mib 64 512] [--rounds 5]
+    python benchmarks/checkpoint.py [--mib 16 128] [--rounds 5]
 
-A learner whose parameters take so many MiB and AdamW's moments twice as many. `written by the learner`: it copies its
-state and writes it itself; `written beside`: it copies, a thread writes, checksums, syncs and renames
-(`accerl.checkpoint_writer`). Medians over rounds of the time until the learner may go on, and until the checkpoint is on
-the disk. Prints a table and, last, one line of JSON; appends to results/checkpoint.csv.
+A learner whose parameters take so many MiB and AdamW's moments twice as many. `by the learner`: it copies its state and
+waits for the rest; `beside`: it copies, and a thread writes, checksums, syncs and renames (`accerl.checkpoint_writer`).
+Medians over rounds of the time until the learner may go on, and until the checkpoint is on the disk. Prints a table and,
+last, one line of JSON; appends to results/checkpoint.csv.
 """
 
 from __future__ import annotations

@@ -374,11 +374,11 @@ def _check_resumable(folder: Path) -> None:
 
     if not (folder / "config.json").exists():
         raise ConfigError(f"resume: {folder} holds no run")
-    if not list_checkpoints(folder / "checkpoints") and not (folder / "start").exists():
-        raise ConfigError(f"resume: {folder} has no checkpoint yet; remove the folder and start again")
     state = Run(folder).status()["state"]
     if state in LIVE:
         raise ConfigError(f"resume: {folder} is {state}; attach to it instead")
+    if not list_checkpoints(folder / "checkpoints") and not (folder / "start").exists():
+        raise ConfigError(f"resume: {folder} has no checkpoint yet; remove the folder and start again")
 
 
 def _has_begun(folder: Path) -> bool:
