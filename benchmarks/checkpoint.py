@@ -4,7 +4,7 @@
 
 A learner whose parameters take so many MiB and AdamW's moments twice as many. `by the learner`: it copies its state and
 waits for the rest; `beside`: it copies, and a thread writes, checksums, syncs and renames (`accerl.checkpoint_writer`).
-Medians over rounds of the time until the learner may go on, and until the checkpoint is on the disk. Prints a table and,
+Medians over rounds of the time until the learner may go on, and until the checkpoint is on disk. Prints a table and,
 last, one line of JSON; appends to results/checkpoint.csv.
 """
 
