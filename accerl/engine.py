@@ -6,7 +6,7 @@ loss of a micro-batch ─► backward ─► … ─► step: gradients over all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -52,7 +52,7 @@ class Engine(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Of the optimizer, whole, in the form of torch's AdamW; the same for any number of ranks."""
+        """Of the optimizer, whole, as torch's AdamW has it: the same for any number of ranks. A copy on the CPU."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -87,7 +87,7 @@ class TorchEngine:
         return tuple(norms)
 
     def state_dict(self) -> dict[str, Any]:
-        return self._optimizer.state_dict()
+        return copied_state(self._optimizer.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Also that of ranks that trained in bfloat16: their float32 copy becomes the parameters."""
@@ -97,6 +97,17 @@ class TorchEngine:
             if (master := entry.pop("master", None)) is not None:
                 parameters[number].data.copy_(master)
         self._optimizer.load_state_dict({**state, "state": entries})
+
+
+def copied_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's, whose tensors are copied to the CPU: it may go on at once."""
+    entries = {
+        number: {
+            name: value.to("cpu", copy=True) if isinstance(value, Tensor) else value for name, value in entry.items()
+        }
+        for number, entry in state["state"].items()
+    }
+    return {**state, "state": entries}
 
 
 def placed(policy: Policy, config: LearnerConfig) -> Policy:

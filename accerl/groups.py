@@ -43,6 +43,11 @@ class Groups:
         """Of the episodes that wait for others."""
         return sum(each.num_decisions for group in self._waiting.values() for each in group.values())
 
+    @property
+    def held(self) -> list[Trajectory]:
+        """Those, in the order in which they came to their groups; adding them to another one makes it the same."""
+        return [each for group in self._waiting.values() for each in group.values()]
+
     def add(self, trajectory: Trajectory) -> Sequence[Trajectory]:
         """All of the group with their advantages, if this was the last one that it lacked; else nothing.
 

@@ -291,7 +291,7 @@ class _Waiting:
 
 def copied(policy: Policy) -> dict[str, Tensor]:
     """Its parameters, copied to the CPU."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in policy.state_dict().items()}
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in policy.state_dict().items()}
 
 
 def merged(parts: Sequence[tuple[float, dict[str, float]]]) -> dict[str, float]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from accerl.files import read_lines
+from accerl.files import append_line, read_lines
 from accerl.rates import SuccessRate, mean_over_tasks
 from accerl.types import Episode
 
 WINDOW = 100
 """Episodes of each task over which success is reported."""
+BOARD_BYTES = 2**18
+"""That must be free for TensorBoard's events to be written again after they were not."""
 LAG_BINS = (0, 1, 2, 4, 8, 16, 32, 64)
 """Where the bins of the histogram of the policy lag begin, in versions; the last one has no end."""
 
@@ -99,6 +103,13 @@ class RunMetrics:
             "run_policy_lag_max": self._lag_max,
         }
 
+    def score(self, tasks: Sequence[str]) -> float | None:
+        """Mean success of these tasks over the last `WINDOW` episodes of each; None while one has fewer."""
+        outcomes = [self._outcomes[task] for task in tasks]
+        if not outcomes or any(len(each) < WINDOW for each in outcomes):
+            return None
+        return sum(sum(each) for each in outcomes) / (WINDOW * len(outcomes))
+
     def state_dict(self) -> dict[str, Any]:
         """JSON-compatible."""
         return {
@@ -126,22 +137,46 @@ class MetricsWriter:
     """Appends lines to `metrics.jsonl` and their numbers to TensorBoard's event file in `tensorboard/`."""
 
     def __init__(self, folder: Path):
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        self._file = (folder / "metrics.jsonl").open("a", buffering=1)
-        self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
+        self._folder = folder
+        self._board: Any = self._open_board()
 
     def write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        for name, value in line.items():
-            entries = value.items() if isinstance(value, dict) else [(None, value)]
-            for key, number in entries:
-                if isinstance(number, int | float) and name != "time":
-                    self._board.add_scalar(name if key is None else f"{name}/{key}", number, line["decisions"])
+        """What the disk has no room for is left out."""
+        if not append_line(self._folder / "metrics.jsonl", line):
+            return
+        try:
+            if self._board is None and shutil.disk_usage(self._folder / "tensorboard").free > BOARD_BYTES:
+                self._board = self._open_board()
+            if self._board is not None:
+                for name, number in _scalars(line):
+                    self._board.add_scalar(name, number, line["decisions"])
+        except OSError as error:
+            self._give_up_board(error)
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        try:
+            if self._board is not None:
+                self._board.close()
+        except OSError as error:
+            self._give_up_board(error)
+
+    def _open_board(self) -> Any:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        return SummaryWriter(str(self._folder / "tensorboard"), flush_secs=10)
+
+    def _give_up_board(self, error: OSError) -> None:
+        """Its thread has ended; another file is begun when there is room again."""
+        print(f"tensorboard: events were not written ({error})", file=sys.stderr, flush=True)
+        self._board = None
+
+
+def _scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in line.items():
+        entries = value.items() if isinstance(value, dict) else [(None, value)]
+        for key, number in entries:
+            if isinstance(number, int | float) and name != "time":
+                yield name if key is None else f"{name}/{key}", number
 
 
 def rewind(path: Path, decisions: int) -> None:

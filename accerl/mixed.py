@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from accerl.config import LearnerConfig
-from accerl.engine import StepFacts, groups_of, make_optimizer, set_rates
+from accerl.engine import StepFacts, copied_state, groups_of, make_optimizer, set_rates
 from accerl.protocols import Policy
 
 PART = 2**27
@@ -58,7 +58,7 @@ class MixedEngine:
         state = self._optimizer.state_dict()
         copies = [copy for group in self._copies for copy in group]
         entries = {number: {**state["state"].get(number, {}), "master": copy} for number, copy in enumerate(copies)}
-        return {**state, "state": entries}
+        return copied_state({**state, "state": entries})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Also that of a learner in float32, whose parameters are what the copy is made of."""

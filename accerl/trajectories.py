@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from accerl.config import ConfigError
@@ -36,18 +39,27 @@ def owned(trajectory: Trajectory) -> Trajectory:
 
 
 def save(path: Path, trajectory: Trajectory) -> None:
-    """Write one trajectory; a reader never sees a part of it."""
+    """Write one trajectory; a reader never sees a part of it.
+
+    Raises:
+        OSError: the disk did not take it; nothing of it is left there.
+    """
     values = {field.name: getattr(trajectory, field.name) for field in fields(Trajectory) if field.name != "blob"}
     arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
     blob = {f"blob.{name}": value for name, value in trajectory.blob.items()}
     facts = {name: value for name, value in values.items() if name not in arrays}
     temporary = path.with_name(f".{path.name}.tmp")
-    save_file(
-        {name: np.ascontiguousarray(value) for name, value in (arrays | blob).items()},
-        temporary,
-        metadata={"format": str(FORMAT), "facts": json.dumps(facts)},
-    )
-    temporary.rename(path)
+    try:
+        save_file(
+            {name: np.ascontiguousarray(value) for name, value in (arrays | blob).items()},
+            temporary,
+            metadata={"format": str(FORMAT), "facts": json.dumps(facts)},
+        )
+        temporary.rename(path)
+    except SafetensorError as error:
+        temporary.unlink(missing_ok=True)
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from None
 
 
 def load(path: Path) -> Trajectory:
@@ -105,12 +117,16 @@ class TrajectorySample:
         self._written = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
 
     def offer(self, trajectory: Trajectory) -> None:
-        """Count a trajectory and perhaps write it."""
+        """Count a trajectory and perhaps write it; not where the disk is full."""
         self._seen += 1
         if (self._seen - 1) % self._every:
             return
         name = f"{trajectory.origin.replace('/', '_')}-{int(trajectory.episode_step[0])}.safetensors"
-        save(self._folder / name, trajectory)
+        try:
+            save(self._folder / name, trajectory)
+        except OSError as error:
+            print(f"{self._folder / name} was not written ({error.strerror})", file=sys.stderr, flush=True)
+            return
         self._written.append(self._folder / name)
         while len(self._written) > self._keep:
             self._written.pop(0).unlink(missing_ok=True)

@@ -21,6 +21,7 @@ settings.load_profile("accerl")
 STARTS_CLUSTERS = {
     "tests/benchmarks/test_pipeline.py",
     "tests/notebook/test_lab.py",
+    "tests/runtime/test_checkpoints.py",
     "tests/runtime/test_cluster_doctor.py",
     "tests/runtime/test_faults.py",
     "tests/runtime/test_namespaces.py",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from accerl.cli.options import from_file
 from accerl.config import ConfigError, Section, read_file
+from accerl.console import say
 
 DEMONSTRATOR = "demonstrator"
 ORIGIN = "origin.json"
@@ -16,7 +18,7 @@ ORIGIN = "origin.json"
 
 
 def find_policy(path: Path) -> Path:
-    """`path`, or the newest checkpoint if it is a run.
+    """`path`, or the newest undamaged checkpoint if it is a run.
 
     Raises:
         ConfigError: it is neither a policy nor a run that has a checkpoint.
@@ -30,7 +32,18 @@ def find_policy(path: Path) -> Path:
     written = list_checkpoints(path / "checkpoints")
     if not written:
         raise ConfigError(f"policy: {path} has no checkpoint yet; wait for one")
-    return written[-1]
+    return _newest(path / "checkpoints", tuple(each.name for each in written))
+
+
+@lru_cache(maxsize=1)
+def _newest(folder: Path, written: tuple[str, ...]) -> Path:
+    """The newest undamaged one; looked for once for what is there."""
+    from accerl.checkpoint import newest_whole
+
+    newest = newest_whole(folder)
+    for sentence in newest.report():
+        say(sentence)
+    return newest.folder or folder / written[-1]
 
 
 def env_of_policy(model: type[Section], values: Mapping[str, Any]) -> dict[str, Any]:

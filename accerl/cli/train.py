@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from accerl.cli.command import Command
 from accerl.cli.options import RunOptions, from_file
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from accerl.runtime.run import Run
 
 INTERRUPTED = 130
+AUTO: Literal["auto"] = "auto"
 
 
 class TrainOptions(RunOptions):
@@ -23,7 +24,8 @@ class TrainOptions(RunOptions):
 
     resume: bool | str = False
     """Go on from the newest checkpoint of a run: its name below `root`, or its folder; default: the one called `name`.
-    Its settings are kept, apart from those given here."""
+    Its settings are kept, apart from those given here. `auto`: if the run called `name` has ended or died; else start
+    it."""
     detach: bool = False
     """Start the run and return: it goes on without this terminal."""
 
@@ -32,12 +34,13 @@ def train(options: TrainOptions) -> int:
     from accerl.runtime.run import launch
 
     config = options.run_config()
+    how = AUTO if options.resume == AUTO else bool(options.resume)
     if options.detach:
-        run = launch(config, resume=bool(options.resume))
+        run = launch(config, resume=how)
         say(f"started {run.folder}")
         say(f"watch it with `accerl attach {run.folder}`, end it with `accerl stop {run.folder}`")
         return 0
-    run = launch(config, resume=bool(options.resume), owner_pid=os.getpid())
+    run = launch(config, resume=how, owner_pid=os.getpid())
     try:
         state = follow(run)
     except KeyboardInterrupt:
@@ -69,10 +72,16 @@ def resumed_or_from_file(model: type[TrainOptions], values: Mapping[str, Any]) -
     from accerl.runtime.run import attach
 
     default = TrainOptions()
-    name = resume if isinstance(resume, str) else values.get("name") or fields.get("name") or default.name
+    name = (
+        resume
+        if isinstance(resume, str) and resume != AUTO
+        else values.get("name") or fields.get("name") or default.name
+    )
     try:
         run = attach(name, Path(values.get("root") or fields.get("root") or default.root))
     except ConfigError as error:
+        if resume == AUTO:
+            return fields
         raise ConfigError(str(error).replace("run:", "resume:", 1)) from None
     if "config" not in values:
         fields = run.config.model_dump(mode="json")
@@ -92,6 +101,7 @@ COMMAND = Command(
             "accerl train --env.suite dots --env.tasks red,blue --limits.max-wall-s 60",
         ),
         ("go on after an interruption", "accerl train --resume runs/run"),
+        ("the same command after whatever happened", "accerl train --config quickstart --name mine --resume auto"),
         ("train longer than was planned", "accerl train --resume runs/run --limits.max-wall-s 1200"),
     ),
 )

@@ -193,6 +193,9 @@ class LearnerConfig(Section):
     """Seconds between checkpoints."""
     keep_checkpoints: Positive = 2
     """Newest checkpoints that are kept."""
+    keep_best: bool = True
+    """Keep, beside them, the one with the highest success while training, over the last 100 episodes of every task:
+    `checkpoints/best`."""
     num_ranks: Positive = 1
     """Training processes, over which each global batch is spread; more than 1 with `zero_stage`."""
     zero_stage: Literal[0, 1, 2] = 0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -65,6 +65,16 @@ class Order(Protocol):
         """The least used ones first, among equals as they came."""
         ...
 
+    def state(self) -> dict[str, Any]:
+        """JSON-compatible: what the places of the segments do not say."""
+        ...
+
+    def restore(self, entries: Collection[Entry], state: Mapping[str, Any]) -> None:
+        """Take in, while empty, what another one of the kind held, with its state: it draws what that would have. Where
+        some are missing, as with a journal, the chances are the same and the draws others.
+        """
+        ...
+
 
 def make_order(config: ReplayConfig, generator: np.random.Generator) -> Order:
     match config.order:
@@ -110,6 +120,13 @@ class LeastUsed:
         for bucket in self._buckets:
             yield from sorted(bucket, key=_key)
 
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, entries: Collection[Entry], state: Mapping[str, Any]) -> None:
+        for entry in sorted(entries, key=_place):
+            self.add(entry)
+
 
 class Fifo:
     """Those that came first. What was added again, because a learner died with it, came last."""
@@ -135,6 +152,13 @@ class Fifo:
 
     def by_uses(self) -> Iterator[Entry]:
         yield from self._entries.values()
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, entries: Collection[Entry], state: Mapping[str, Any]) -> None:
+        for entry in sorted(entries, key=_key):
+            self.add(entry)
 
 
 class Ring:
@@ -168,6 +192,26 @@ class Ring:
     def by_uses(self) -> Iterator[Entry]:
         yield from sorted(self._at.values(), key=lambda entry: (entry.uses, entry.key))
 
+    def state(self) -> dict[str, Any]:
+        return {"free": self._tree.free}
+
+    def restore(self, entries: Collection[Entry], state: Mapping[str, Any]) -> None:
+        at = {entry.place: entry for entry in entries}
+        free = state.get("free", [])
+        if sorted((*at, *free)) != list(range(len(entries) + len(free))):
+            for entry in sorted(entries, key=_place):
+                self.add(entry)
+            return
+        for place in range(len(entries) + len(free)):
+            self._tree.add(at[place].num_decisions if place in at else 0)
+        for place in free:
+            self._tree.remove(place)
+        self._at = at
+
 
 def _key(entry: Entry) -> int:
     return entry.key
+
+
+def _place(entry: Entry) -> int:
+    return entry.place

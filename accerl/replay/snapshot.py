@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,8 @@ class Content:
     sums: dict[str, int]
     """Those of `SUMS`."""
     segments: list[tuple[Record, Entry, Trajectory]]
+    order: Mapping[str, Any] = field(default_factory=dict)
+    """Of the `Order`; older snapshots have none."""
 
     def facts(self) -> dict[str, Any]:
         """JSON-compatible: all but the segments themselves."""
@@ -76,6 +78,7 @@ class Content:
             "newest_version": self.newest_version,
             "generator": self.generator,
             "sums": self.sums,
+            "order": self.order,
             "segments": [asdict(record) for record, _, _ in self.segments],
         }
 

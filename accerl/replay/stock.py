@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -80,13 +81,15 @@ class Stock:
         if self._files is not None and not entry.is_held and entry.batch is None:
             self._files.drop(entry)
 
-    def restore(self, entries: Iterable[Entry], newest_version: int) -> None:
-        """Hold these, with their keys and places."""
+    def restore(self, entries: Iterable[Entry], newest_version: int, order: Mapping[str, Any]) -> None:
+        """Hold these, with their keys and places, in an order of this state."""
         held = [entry for entry in entries if entry.is_held]
         for entry in sorted(held, key=lambda each: each.key):
             self._hold(entry)
-        for entry in sorted(held, key=lambda each: each.place):
-            self._enter(entry)
+        held.sort(key=lambda each: each.place)
+        self.order.restore(held, order)
+        for entry in held:
+            self._count(entry)
         if self._ages is not None:
             self._ages.newest = max(self._ages.newest, newest_version)
 
@@ -106,6 +109,9 @@ class Stock:
     def _enter(self, entry: Entry) -> None:
         """It may be drawn."""
         self.order.add(entry)
+        self._count(entry)
+
+    def _count(self, entry: Entry) -> None:
         self.num_decisions += entry.num_decisions
         self.unused_decisions += entry.num_decisions if entry.uses == 0 else 0
         self.uses_left += entry.num_decisions * (self._max_reuse - entry.uses)

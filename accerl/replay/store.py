@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,17 @@ from accerl.replay.snapshot import SUMS, Checkpoint, Content, Record
 from accerl.replay.spill import SegmentFiles
 from accerl.replay.stock import Stock
 from accerl.types import BatchRule, Trajectory
+
+
+class Waiting(NamedTuple):
+    """Trajectories that a shard has taken and nobody can sample yet."""
+
+    for_group: Sequence[Trajectory]
+    """Others of their group are missing."""
+    for_room: Sequence[Trajectory]
+    """They were compared when the shard was full."""
+    discarded_decisions: int
+    """Of groups that will never be complete."""
 
 
 class Replay:
@@ -159,14 +171,29 @@ class Replay:
         self._note("reclaimed")
         return returned
 
+    def waiting(self) -> Waiting:
+        """What is held back, and is not in `content`."""
+        if self._groups is None:
+            return Waiting((), (), 0)
+        return Waiting(self._groups.held, tuple(self._compared), self._groups.discarded_decisions)
+
+    def wait(self, waiting: Waiting) -> None:
+        """Hold the same back as the shard that gave it; this one is new."""
+        if self._groups is not None:
+            for trajectory in waiting.for_group:
+                self._groups.add(trajectory)
+            self._compared.extend(waiting.for_room)
+            self._groups.discarded_decisions = waiting.discarded_decisions
+
     def content(self) -> Content:
-        """All that `restore` needs to go on from here; what is held back for its group is not in it."""
+        """All that `restore` needs to go on from here, but what is `waiting`."""
         only_lent = (entry for entry in self._lent if not entry.is_held)
         return Content(
             next_key=self._next_key,
             newest_version=self._stock.newest_version,
             generator=self._generator.bit_generator.state,
             sums={name: getattr(self, name) for name in SUMS},
+            order=self._stock.order.state(),
             segments=[(Record.of(entry), entry, entry.trajectory) for entry in (*self._stock, *only_lent)],
         )
 
@@ -176,7 +203,7 @@ class Replay:
         self._generator.bit_generator.state = content.generator
         for name in SUMS:
             setattr(self, name, content.sums[name])
-        self._stock.restore((entry for _, entry, _ in content.segments), content.newest_version)
+        self._stock.restore((entry for _, entry, _ in content.segments), content.newest_version, content.order)
         for _, entry, _ in content.segments:
             if entry.batch is not None:
                 self._lent.add(entry, entry.batch)

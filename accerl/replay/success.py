@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
 
 from accerl.replay.order import Entry, Order
 
@@ -51,6 +52,19 @@ class Balanced:
     def by_uses(self) -> Iterator[Entry]:
         both = (*self._orders[True].by_uses(), *self._orders[False].by_uses())
         yield from sorted(both, key=lambda entry: (entry.uses, entry.key))
+
+    def state(self) -> dict[str, Any]:
+        return {"ahead": self._ahead, "orders": [self._orders[succeeded].state() for succeeded in (False, True)]}
+
+    def restore(self, entries: Collection[Entry], state: Mapping[str, Any]) -> None:
+        self._ahead = state.get("ahead", 0.0)
+        known = {_episode(entry) for entry in entries if entry.trajectory.ended}
+        for entry in entries:
+            self._held[entry.succeeded] += entry.num_decisions
+            if not entry.succeeded and _episode(entry) not in known:
+                self._open.setdefault(_episode(entry), {})[entry.key] = entry
+        for succeeded, own in zip((False, True), state.get("orders", ({}, {})), strict=True):
+            self._orders[succeeded].restore([entry for entry in entries if entry.succeeded == succeeded], own)
 
     def _enter(self, entry: Entry) -> None:
         self._orders[entry.succeeded].add(entry)

@@ -15,6 +15,11 @@ class SumTree:
     def __getitem__(self, place: int) -> int:
         return self._weights[place]
 
+    @property
+    def free(self) -> list[int]:
+        """Places that were removed, those that are used again first last."""
+        return list(self._free)
+
     def add(self, weight: int) -> int:
         """Returns the place that it got."""
         if self._free:

@@ -19,6 +19,9 @@ from accerl.config import ConfigError
 
 ANSWER_WITHIN_S = 60.0
 
+KINDS = {"ConfigError": "refused", "NotSaved": "not saved"}
+"""What an error of the controller is for the caller; others: failed."""
+
 
 class Bridge:
     """Calls methods of a run's controller, and of `Watch`. Starts the side process, which takes some seconds once."""
@@ -37,6 +40,7 @@ class Bridge:
         Raises:
             ConfigError: the controller refused the arguments.
             ConnectionError: the run is not there any more.
+            NotSaved: the disk did not take the checkpoint.
         """
         with self._lock:
             try:
@@ -46,6 +50,10 @@ class Bridge:
                 raise ConnectionError(f"the run's cluster is not there any more; see {self._log}") from error
         if kind == "refused":
             raise ConfigError(content)
+        if kind == "not saved":
+            from accerl.checkpoint_writer import NotSaved
+
+            raise NotSaved(content)
         if kind == "failed":
             raise ConnectionError(content)
         return content
@@ -99,8 +107,7 @@ def serve(folder: Path, pipe: Pipe) -> None:
             else:
                 answer = "done", ray.get(getattr(controller, method).remote(*arguments), timeout=ANSWER_WITHIN_S)
         except RayTaskError as error:
-            refused = isinstance(error.cause, ConfigError)
-            answer = ("refused" if refused else "failed"), str(error.cause)
+            answer = KINDS.get(type(error.cause).__name__, "failed"), str(error.cause)
         except RayError as error:
             answer = "failed", str(error).split("\n")[0]
         pipe.send(answer)

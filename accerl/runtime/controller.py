@@ -86,6 +86,7 @@ class Controller:
         self._topics: dict[str, Board[Any]] = {}
         self._is_trusted = config.imagination.enabled
         self._knobs: knobs.Knobs = {}
+        self._unsaved = ""
         self._line: dict[str, Any] = {}
         if before is None:
             self._resume()
@@ -115,8 +116,7 @@ class Controller:
             self._metrics.start_clock()
             if self._state == "starting":
                 self._set_state("running")
-            if "imagination" in self._knobs:
-                await self.post("imagination", self._knobs["imagination"])
+            await self._post_knobs()
             report = asyncio.create_task(self._report())
             try:
                 await self._crew.work(report)
@@ -124,7 +124,8 @@ class Controller:
                 report.cancel()
             await self._write_line()
             await self._crew.roles.flush(FLUSH_WITHIN_S)
-            self._set_state("failed" if self._failures.fatal else "finished", self._failures.fatal)
+            reason = self._failures.fatal or self._unsaved
+            self._set_state("failed" if reason else "finished", reason)
         except (RoleError, ConfigError, TimeoutError) as error:
             self._set_state("failed", str(error))
         finally:
@@ -261,7 +262,18 @@ class Controller:
             "tasks": self._tasks.state_dict(),
             "metrics": self._metrics.state_dict(),
             "admission": self._dispatcher.admission.state_dict(),
+            "knobs": knobs.state_dict(self._config, self._knobs),
+            "score": self._metrics.score([task for task in self._tasks.tasks if task not in self._tasks.quarantined]),
         }
+
+    async def incident(self, role: str, what: str, action: str) -> None:
+        """Something went wrong in a role that goes on."""
+        self._incidents.add(role, what, action)
+
+    async def miss_end(self, reason: str) -> None:
+        """The learner has ended and could not save what it did last."""
+        self._unsaved = f"{reason} at the end of the run; free space and resume it, it goes on from the one before"
+        self._keep("run")
 
     # --- what the handle calls ----------------------------------------------------------------------------------
 
@@ -289,11 +301,9 @@ class Controller:
         for name, value in changes.items():
             self._note(set=name, **{"from": knobs.value(self._config, self._knobs, name)}, to=value, by=by)
         self._knobs = turned
-        self._tasks.epsilon = knobs.value(self._config, turned, "tasks.epsilon")
         self._set_state(self._state, self._reason)
         self._keep("run", "tasks")
-        if "imagination" in turned:
-            await self.post("imagination", turned["imagination"])
+        await self._post_knobs()
         return turned
 
     async def scale(self, changes: dict[str, int], by: str = "") -> dict[str, int]:
@@ -402,6 +412,12 @@ class Controller:
         self._writer.write(self._line)
         self._set_state(self._state, self._reason)
 
+    async def _post_knobs(self) -> None:
+        """To those who do not ask."""
+        self._tasks.epsilon = knobs.value(self._config, self._knobs, "tasks.epsilon")
+        if "imagination" in self._knobs:
+            await self.post("imagination", self._knobs["imagination"])
+
     def _check_limits(self) -> None:
         if self._state == "running" and self.progress >= 1:
             self._stopping.set()
@@ -440,6 +456,7 @@ class Controller:
                         "reason": self._reason,
                         "updates": self._updates,
                         "knobs": self._knobs,
+                        "unsaved": self._unsaved,
                         "is_trusted": self._is_trusted,
                         "group": self._group.content(),
                     }
@@ -449,7 +466,7 @@ class Controller:
         """Go on where the controller before this one has ended."""
         run = before["run"]
         self._state, self._reason, self._updates = run["state"], run["reason"], run["updates"]
-        self._knobs, self._is_trusted = run["knobs"], run["is_trusted"]
+        self._knobs, self._is_trusted, self._unsaved = run["knobs"], run["is_trusted"], run["unsaved"]
         self._group.load(run["group"])
         self._tasks.load_state_dict(before["tasks"])
         self._tasks.broken = before["tasks"]["broken"]
@@ -463,15 +480,23 @@ class Controller:
         self._incidents.add("controller", "its process ended", "another one has taken over")
 
     def _resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one."""
+        """Go on from the newest checkpoint, if there is one; the host has seen to it that it is whole."""
         from accerl.checkpoint import list_checkpoints, load_checkpoint
 
         written = list_checkpoints(self._config.folder / "checkpoints")
         if not written:
             return
         learner, run = load_checkpoint(written[-1])
-        self._tasks.load_state_dict(run["tasks"])
-        self._metrics.load_state_dict(run["metrics"])
-        self._dispatcher.admission.load_state_dict(run["admission"])
+        try:
+            self._tasks.load_state_dict(run["tasks"])
+            self._metrics.load_state_dict(run["metrics"])
+            self._dispatcher.admission.load_state_dict(run["admission"])
+            self._knobs = knobs.restored(self._config, run.get("knobs", {}))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(f"resume: {written[-1] / 'run.json'} cannot be read ({error})") from None
         self._updates, self._version = learner["updates"], learner["version"]
         rewind(self._config.folder / "metrics.jsonl", self._metrics.decisions)
+        for section, fields in self._knobs.items():
+            for field, value in fields.items():
+                before = getattr(getattr(self._config, section), field)
+                self._note(set=field, **{"from": before, "to": value}, by=f"resumed from {written[-1].name}")

@@ -21,16 +21,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from accerl.checkpoint import save_policy
+from accerl.checkpoint import recover, save_policy
 from accerl.config import ConfigError, RunConfig
 from accerl.runtime import cluster
 from accerl.runtime.beat import SUSPECT_AFTER_S, Beat, examine
 from accerl.runtime.preflight import start_policy
-from accerl.runtime.run import write_status
+from accerl.runtime.run import started, write_status
 from accerl.timeline import write_chrome_trace
 
 STOP_WITHIN_S = 8.0
-"""For the learner to finish its update and save."""
+"""For the learner to finish its update and begin to save."""
+SAVES_WITHIN_S = 60.0
+"""From one sign of a checkpoint that is being written to the next."""
 
 
 def main() -> int:
@@ -42,7 +44,8 @@ def main() -> int:
     config = RunConfig.load(folder / "config.json", {"root": folder.parent, "name": folder.name})
     stop = threading.Event()
     stop_on_signal(stop)
-    write_status(folder, {"state": "starting", "reason": "", "host": socket.gethostname(), "host_pid": os.getpid()})
+    here = {"host": socket.gethostname(), "host_pid": os.getpid(), "host_started": started(os.getpid())}
+    write_status(folder, {"state": "starting", "reason": "", **here})
     try:
         state = _host(config, stop, arguments.owner)
     except Exception as error:
@@ -68,6 +71,7 @@ def stop_on_signal(stop: threading.Event) -> None:
 
 
 def _host(config: RunConfig, stop: threading.Event, owner: int | None) -> str:
+    damaged = recover(config.folder / "checkpoints").report()
     start = config.folder / "start"
     if not start.exists():
         policy = start_policy(config)
@@ -80,7 +84,12 @@ def _host(config: RunConfig, stop: threading.Event, owner: int | None) -> str:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from accerl.runtime.controller import Controller
+    from accerl.runtime.supervisor import Incidents
 
+    incidents = Incidents(config.folder)
+    for sentence in damaged:
+        print(sentence, file=sys.stderr, flush=True)
+        incidents.add("host", sentence, "the one before is used")
     stop_on_signal(stop)
     private = Path(tempfile.mkdtemp(prefix="accerl-", dir=os.environ.get("XDG_RUNTIME_DIR")))
     try:
@@ -107,7 +116,7 @@ def _host(config: RunConfig, stop: threading.Event, owner: int | None) -> str:
             if deadline is None and (stop.is_set() or (owner is not None and not _alive(owner))):
                 actor.stop.remote()
                 deadline = time.monotonic() + STOP_WITHIN_S
-            if deadline is not None and time.monotonic() > deadline:
+            if deadline is not None and time.monotonic() > deadline and not _is_saving(config.folder):
                 raise TimeoutError(f"the roles did not stop within {STOP_WITHIN_S:.0f} s and were ended")
     finally:
         ray.shutdown()
@@ -135,6 +144,15 @@ class ControllerWatch:
             self._beat, self._asked = ray.get(self._asked), None
         elif self._beat is not None and (silent_s := now - self._asked_at) > SUSPECT_AFTER_S:
             examine(self._beat, silent_s > self._answer_s)
+
+
+def _is_saving(folder: Path) -> bool:
+    """A checkpoint is being written."""
+    try:
+        changed = [path.stat().st_mtime for path in (folder / "checkpoints").glob(".step-*.tmp/*")]
+    except FileNotFoundError:  # it was renamed just now
+        return True
+    return bool(changed) and time.time() - max(changed) < SAVES_WITHIN_S
 
 
 def _alive(pid: int) -> bool:

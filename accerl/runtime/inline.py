@@ -9,6 +9,7 @@ import asyncio
 import copy
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -22,12 +23,13 @@ from accerl.prefetch import closes
 from accerl.protocols import Env, ImaginedSource, Policy
 from accerl.replay import Replay
 from accerl.rollout import RolloutWorker
+from accerl.runtime.inline_checkpoints import InlineCheckpoints, InlineState
 from accerl.tasks import TaskSampler
 from accerl.types import Episode, EpisodePlan, Trajectory
 
 
 class InlineRun:
-    """A run without processes, threads, timers or files.
+    """A run without processes, threads or timers, and without files but for checkpoints, if it is to `save_into` some.
 
     Without a bound on staleness an update comes after every `decisions_per_update` decisions; with one, as soon as
     `Admission` lets a batch be closed. With K = 0 the batches are the same in every mode, and so are the parameters.
@@ -65,17 +67,11 @@ class InlineRun:
         self._next_update = max(self._decisions_per_update, config.replay.min_decisions)
         self._on_update = on_update
         self._imagination = imagination
+        self._make_env = make_env
         self._batch: list[Trajectory] = []
-        self._changed = asyncio.Condition()
-        self._worker = RolloutWorker(
-            name="inline",
-            make_env=make_env,
-            config=config.rollout,
-            client=LocalClient(self._server, None if config.is_lockstep else config.inference.batch_size),
-            sink=self,
-            tasks=self,
-            seed=config.seed,
-        )
+        self._checkpoints: InlineCheckpoints | None = None
+        self._stretch = 0  # between two checkpoints
+        self._stops = self._is_resumed = False
 
     @property
     def progress(self) -> float:
@@ -88,14 +84,55 @@ class InlineRun:
             shares.append(self.learner.version / limits.max_updates)
         return min(1.0, max(shares))
 
+    def save_into(self, folder: Path, every_updates: int) -> Path | None:
+        """Write checkpoints, and go on from the newest one there, which this returns; call it before `run`.
+
+        A checkpoint is made of a moment in which nothing is under way: after every `every_updates` updates no episode
+        starts until those at hand are played to their ends. A run that is resumed from one, with the same start
+        policy, settings and `every_updates`, goes on as the one that wrote it did, bit for bit, whenever that ended.
+
+        Raises:
+            ValueError: imagination, whose models and frames are not saved.
+            ConfigError: every checkpoint there is damaged, or it does not fit.
+        """
+        if self._imagination is not None:
+            raise ValueError("imagination: its models and frames are not saved by runs in one process; leave it out")
+        self._checkpoints = InlineCheckpoints(folder, every_updates, self.config.learner.keep_checkpoints)
+        path, state = self._checkpoints.restore(self.learner, self.replay)
+        if state is not None:
+            self.tasks.load_state_dict(state.facts["tasks"])
+            self.admission.load(state.facts["admission"])
+            self._next_update, self._stretch = state.facts["next_update"], state.facts["stretch"] + 1
+            self._published.clear()
+            self._published.extend(state.published)
+            self._server.load(self._published[0])
+            self._batch = list(state.batch)
+            self._is_resumed = True
+        return path
+
+    def stop(self) -> None:
+        """End `run` when the next checkpoint is written, without which it would not stop at a moment that can be gone
+        on from as if nothing had happened.
+        """
+        self._stops = True
+
     def run(self) -> None:
         """Until a limit of `config.limits` is reached; a limit in seconds does not apply here."""
-        torch.manual_seed(self.config.seed)
-        asyncio.run(self._worker.run())
+        if not self._is_resumed:
+            torch.manual_seed(self.config.seed)
+        while self.progress < 1:
+            self._changed = asyncio.Condition()
+            self._worker = self._new_worker()
+            asyncio.run(self._worker.run())
+            if self._checkpoints is not None:
+                self._checkpoints.save(self.learner, self._state())
+            if self._stops:
+                return
+            self._stretch += 1
 
     async def next_episode(self) -> EpisodePlan | None:
         async with self._changed:
-            while self.progress < 1:
+            while self.progress < 1 and not self._is_checkpoint_due:
                 plan = self.admission.start(self._worker.name)
                 if plan is not None:
                     return plan
@@ -120,6 +157,31 @@ class InlineRun:
             )
         self.admission.deliver(trajectory.episode, int(trajectory.policy_version[-1]))
         await self._progress()
+
+    @property
+    def _is_checkpoint_due(self) -> bool:
+        return self._checkpoints is not None and self._checkpoints.is_due(self.learner.updates)
+
+    def _new_worker(self) -> RolloutWorker:
+        batch_size = None if self.config.is_lockstep else self.config.inference.batch_size
+        return RolloutWorker(
+            name=f"inline{self._stretch or ''}",
+            make_env=self._make_env,
+            config=self.config.rollout,
+            client=LocalClient(self._server, batch_size),
+            sink=self,
+            tasks=self,
+            seed=self.config.seed,
+        )
+
+    def _state(self) -> InlineState:
+        facts = {
+            "tasks": self.tasks.state_dict(),
+            "admission": self.admission.content(),
+            "next_update": self._next_update,
+            "stretch": self._stretch,
+        }
+        return InlineState(facts=facts, replay=self.replay, batch=self._batch, published=list(self._published))
 
     async def _progress(self) -> None:
         """Make the updates that are due."""

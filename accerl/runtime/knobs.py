@@ -53,6 +53,29 @@ def value(config: RunConfig, knobs: Knobs, name: str) -> Any:
     return knobs.get(section, {}).get(field, getattr(getattr(config, section), field))
 
 
+def state_dict(config: RunConfig, knobs: Knobs) -> dict[str, Any]:
+    """JSON-compatible: what is turned, and what the configuration had there."""
+    below = {
+        section: {field: getattr(getattr(config, section), field) for field in knobs[section]} for section in knobs
+    }
+    return {"turned": knobs, "below": below}
+
+
+def restored(config: RunConfig, state: Mapping[str, Any]) -> Knobs:
+    """What stays turned in a run that is resumed: all but those whose setting was given anew.
+
+    Raises:
+        ConfigError: a value does not fit the configuration any more.
+    """
+    kept = {
+        f"{section}.{field}": turned
+        for section, fields in state.get("turned", {}).items()
+        for field, turned in fields.items()
+        if getattr(getattr(config, section), field) == state["below"][section][field]
+    }
+    return turn(config, {}, kept)
+
+
 def _find(name: str) -> tuple[str, str]:
     """`sigma` or `objective.sigma` as section and field."""
     section, _, field = name.rpartition(".")

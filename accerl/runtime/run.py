@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from html import escape
 from pathlib import Path
@@ -20,7 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from accerl.config import ConfigError, RunConfig
-from accerl.files import read_lines, write_file
+from accerl.files import is_full, read_lines, write_file
 from accerl.recent import Cursor, Seen, Source, check_source, watch_folder
 from accerl.runtime.bridge import Bridge, spawn
 from accerl.types import Trajectory
@@ -32,13 +33,16 @@ if TYPE_CHECKING:
 LIVE = ("starting", "running", "paused", "stopping")
 STALE_AFTER_S = 60.0
 """A run on another machine that has not written its state for this long counts as dead."""
+HOST = ("host", "host_pid", "host_started")
+"""What `status.json` says of the process that a run lives in."""
 
 
-def launch(config: RunConfig, *, resume: bool = False, owner_pid: int | None = None) -> Run:
+def launch(config: RunConfig, *, resume: bool | Literal["auto"] = False, owner_pid: int | None = None) -> Run:
     """Start a run and return at once; it goes on when this process ends.
 
     Args:
-        resume: go on from the newest checkpoint in the run's folder.
+        resume: go on from the newest checkpoint in the run's folder. "auto": if there is a run that has ended or died;
+            else start it, for a scheduler that gives the same command again.
         owner_pid: save and end the run when this process disappears.
 
     Raises:
@@ -48,7 +52,12 @@ def launch(config: RunConfig, *, resume: bool = False, owner_pid: int | None = N
 
     check(config)
     folder = config.folder
-    if resume:
+    if resume == "auto":
+        _wait_for_other_host(folder)
+        resume = _has_begun(folder)
+        if resume:
+            _check_resumable(folder)
+    elif resume:
         _check_resumable(folder)
     elif (folder / "config.json").exists():
         raise ConfigError(f"name: {folder} holds a run; resume it, remove it, or choose another name")
@@ -143,7 +152,8 @@ class Run:
         """Play one version of the policy beside training, which is not stopped, in a process of its own.
 
         Args:
-            checkpoint: one of `checkpoints()`, or its name; None: saved now, or the newest one of a run that has ended.
+            checkpoint: one of `checkpoints()`, its name, or "best"; None: saved now, or the newest one of a run that
+                has ended.
             wait: give the result, which `evaluations` has from then on; otherwise a handle with `running`, `progress`,
                 `result()` and `cancel()`. Interrupting the wait stops neither the evaluation nor the run.
             options: of `accerl eval`, for example `seed=1`.
@@ -164,13 +174,28 @@ class Run:
     def _checkpoint(self, wanted: str | Path | None) -> Path:
         if wanted is None and self.status()["state"] in LIVE:
             return self.checkpoint()
+        from accerl.checkpoint import BEST, best_checkpoint
+
         written = {path.name: path for path in self.checkpoints()}
         if not written:
             raise ConfigError(f"checkpoint: {self.name} has none to evaluate")
-        name = max(written) if wanted is None else Path(wanted).name
+        if wanted is None:
+            return self._newest_checkpoint()
+        name = Path(wanted).name
+        if name == BEST and (best := best_checkpoint(self.folder / "checkpoints")) is not None:
+            return best
         if name not in written:
             raise ConfigError(f"checkpoint: {self.name} has no {str(wanted)!r}; there are {', '.join(written)}")
         return written[name]
+
+    def _newest_checkpoint(self) -> Path:
+        from accerl.checkpoint import newest_whole
+
+        newest = newest_whole(self.folder / "checkpoints")
+        for sentence in newest.report():
+            print(sentence)
+        assert newest.folder is not None
+        return newest.folder
 
     def evaluations(self) -> list[dict[str, Any]]:
         """Those of `evaluate`, as their files in `evaluations/` say it, oldest first."""
@@ -228,7 +253,11 @@ class Run:
         return self._call("scale", changes, _who())
 
     def checkpoint(self) -> Path:
-        """Save now."""
+        """Save now; returns when it is on the disk.
+
+        Raises:
+            NotSaved: the disk did not take it; the run goes on.
+        """
         return Path(self._call("checkpoint"))
 
     def trajectories(self, num: int = 8, source: Source | None = None) -> list[Trajectory]:
@@ -321,24 +350,37 @@ class Run:
         if status.get("host") != socket.gethostname():
             return time.time() - status["updated"] < STALE_AFTER_S
         pid = status.get("host_pid")
-        return _is_alive(pid) if pid is not None else time.time() - status["updated"] < STALE_AFTER_S
+        return (
+            _is_alive(pid, status.get("host_started"))
+            if pid is not None
+            else time.time() - status["updated"] < STALE_AFTER_S
+        )
 
     def _host_ending(self) -> bool:
         """The final state is written, but processes are still being ended."""
         if self._host is not None:
             return self._host.poll() is None
         status = json.loads((self.folder / "status.json").read_text())
-        return status.get("host") == socket.gethostname() and _is_alive(status.get("host_pid"))
+        return status.get("host") == socket.gethostname() and _is_alive(
+            status.get("host_pid"), status.get("host_started")
+        )
 
 
 def write_status(folder: Path, fields: dict[str, Any]) -> None:
-    """Replace `status.json`; `host` and `host_pid` stay unless they are given."""
+    """Replace `status.json`; `host`, `host_pid` and `host_started` stay unless they are given. A full disk keeps the
+    old one.
+    """
     path = folder / "status.json"
     before = json.loads(path.read_text()) if path.exists() else {}
-    kept = {key: before[key] for key in ("host", "host_pid") if key in before}
+    kept = {key: before[key] for key in HOST if key in before}
     if fields.get("state") == "starting" and "host_pid" not in fields:
-        kept.pop("host_pid", None)
-    write_file(path, json.dumps({**kept, **fields, "updated": time.time()}))
+        kept = {key: value for key, value in kept.items() if key == "host"}
+    try:
+        write_file(path, json.dumps({**kept, **fields, "updated": time.time()}))
+    except OSError as error:
+        if not is_full(error):
+            raise
+        print(f"{path} is out of date, the disk is full", file=sys.stderr, flush=True)
 
 
 def _check_resumable(folder: Path) -> None:
@@ -346,11 +388,33 @@ def _check_resumable(folder: Path) -> None:
 
     if not (folder / "config.json").exists():
         raise ConfigError(f"resume: {folder} holds no run")
-    if not list_checkpoints(folder / "checkpoints") and not (folder / "start").exists():
-        raise ConfigError(f"resume: {folder} has no checkpoint yet; remove the folder and start again")
     state = Run(folder).status()["state"]
     if state in LIVE:
         raise ConfigError(f"resume: {folder} is {state}; attach to it instead")
+    if not list_checkpoints(folder / "checkpoints") and not (folder / "start").exists():
+        raise ConfigError(f"resume: {folder} has no checkpoint yet; remove the folder and start again")
+
+
+def _has_begun(folder: Path) -> bool:
+    """There is something to go on from, or somebody who is at it."""
+    from accerl.checkpoint import list_checkpoints
+
+    if not (folder / "config.json").exists():
+        return False
+    written = list_checkpoints(folder / "checkpoints") or (folder / "start").exists()
+    return bool(written) or Run(folder).status()["state"] in LIVE
+
+
+def _wait_for_other_host(folder: Path) -> None:
+    """Whether a run on another machine goes on, or died with it, shows in time: it writes its state, or has not for
+    `STALE_AFTER_S`.
+    """
+    run = Run(folder)
+    first = run.status()
+    while (status := run.status())["state"] in LIVE and status.get("host") != socket.gethostname():
+        if status["updated"] != first["updated"]:
+            return
+        time.sleep(1.0)
 
 
 def _who() -> str:
@@ -358,13 +422,28 @@ def _who() -> str:
     return f"{getpass.getuser()}@{socket.gethostname()}, process {os.getpid()}"
 
 
-def _is_alive(pid: int | None) -> bool:
-    """A process of this number runs; one that has ended and was not waited for does not count."""
+def started(pid: int) -> int | None:
+    """When a process began, in ticks of this machine, which tells it from another of the same number; None: not known.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not Path("/proc/self").exists():
+        return None
+    return int(_stat(pid)[19])
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the state on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _is_alive(pid: int | None, began: int | None = None) -> bool:
+    """The process of this number runs; one that has ended and was not waited for does not count."""
     if pid is None:
         return False
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state != "Z"
+        return _stat(pid)[0] != "Z" and began in (None, started(pid))
     except FileNotFoundError:
         if Path("/proc").exists():
             return False

@@ -1,4 +1,6 @@
 import json
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,64 @@ def test_resuming_without_a_name_takes_the_run_of_the_configured_name(launcher, 
     assert main(["train", "--config", "mine.json", "--resume"]) == 0
     ((config, resume, _),) = launcher.launched
     assert (config.name, config.seed, resume) == ("mine", 8, True)
+
+
+def test_resume_auto_starts_what_is_not_there_and_goes_on_with_what_is(launcher):
+    command = ["train", "--name", "mine", "--resume", "auto", "--seed", "9"]
+    assert main(command) == 0
+    launcher.known["mine"] = RunConfig(name="mine", seed=7, learner=LearnerConfig(policy_lr=0.5))
+    assert main(command) == 0
+    (first, how, _), (second, again, _) = launcher.launched
+    assert how == again == "auto", "`launch` looks whether there is something to go on from"
+    assert (first.name, first.seed, first.learner.policy_lr) == ("mine", 9, LearnerConfig().policy_lr)
+    assert (second.name, second.seed, second.learner.policy_lr) == ("mine", 9, 0.5)
+
+
+class Host:
+    """In place of the process that a run lives in."""
+
+    def poll(self) -> None:
+        return None
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Of `launch` itself: what it started."""
+    modules: list[str] = []
+    monkeypatch.setattr(runtime, "spawn", lambda module, *_: modules.append(module) or Host())
+    monkeypatch.setattr("accerl.runtime.preflight.check", lambda config: None)
+    return modules
+
+
+def state_of(config: RunConfig, **fields: Any) -> None:
+    runtime.write_status(config.folder, {"state": "running", "reason": "", "host": socket.gethostname(), **fields})
+
+
+def test_resume_auto_of_a_run_that_goes_on_is_refused(started, tmp_path):
+    config = RunConfig(name="mine", root=tmp_path)
+    runtime.launch(config, resume="auto")
+    state_of(config, host_pid=os.getpid(), host_started=runtime.started(os.getpid()))
+    with pytest.raises(ConfigError, match="is running; attach to it instead"):
+        runtime.launch(config, resume="auto")
+    assert len(started) == 1
+
+
+def test_resume_auto_goes_on_where_another_process_has_the_number_of_the_dead_one(started, tmp_path):
+    config = RunConfig(name="mine", root=tmp_path)
+    runtime.launch(config, resume="auto")
+    (config.folder / "start").mkdir()
+    state_of(config, host_pid=os.getpid(), host_started=1)
+    runtime.launch(config, resume="auto")
+    assert len(started) == 2
+
+
+def test_resume_auto_begins_again_what_died_before_it_had_anything_to_go_on_from(started, tmp_path):
+    config = RunConfig(name="mine", root=tmp_path)
+    runtime.launch(config, resume="auto")
+    state_of(config, state="failed")
+    runtime.launch(config.model_copy(update={"seed": 3}), resume="auto")
+    assert len(started) == 2
+    assert runtime.Run(config.folder).config.seed == 3
 
 
 def test_attaching_follows_a_run_and_leaves_it_alone_when_interrupted(launcher, capsys):

@@ -10,9 +10,19 @@ import pytest
 import torch
 
 from accerl import checkpoint
-from accerl.checkpoint import list_checkpoints, load_checkpoint, load_policy, save_checkpoint, save_policy
+from accerl.checkpoint import (
+    Content,
+    best_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    load_policy,
+    newest_whole,
+    recover,
+    save_checkpoint,
+    save_policy,
+)
 from accerl.config import ConfigError, LearnerConfig, ObjectiveConfig
-from accerl.files import replaced, write_file
+from accerl.files import append_line, read_lines, replaced, sweep, write_file
 from accerl.learner import Learner
 from accerl.packing import pack
 from accerl.policies.tiny_vla import TinyVLA
@@ -25,11 +35,17 @@ def learner_of(policy: TinyVLA, **objective: Any) -> Learner:
     return Learner(policy, LearnerConfig(value_warmup_updates=0), ObjectiveConfig(**objective))
 
 
-def saved(folder: Path, learner: Learner, keep: int = 2) -> Path:
-    policy = learner.policy
-    return save_checkpoint(
-        folder, policy.config_dict(), learner.weights().tensors, learner.state_dict(), {"decisions": 7}, keep
+def content_of(learner: Learner, score: float | None = None) -> Content:
+    return Content(
+        policy_config=learner.policy.config_dict(),
+        policy=learner.weights().tensors,
+        learner=learner.state_dict(),
+        run={"decisions": 7, "score": score},
     )
+
+
+def saved(folder: Path, learner: Learner, keep: int = 2, score: float | None = None) -> Path:
+    return save_checkpoint(folder, content_of(learner, score), keep)
 
 
 def names(folder: Path) -> list[str]:
@@ -67,6 +83,29 @@ def test_what_a_killed_writer_left_behind_is_not_a_checkpoint(tmp_path: Path):
     (writer.__enter__() / "policy.json").write_text("{")
     assert len(list(tmp_path.iterdir())) == 2
     assert names(tmp_path) == ["step-00000000"]
+
+
+def test_sweeping_removes_what_killed_writers_left_and_puts_back_what_was_being_replaced(tmp_path: Path):
+    folder = tmp_path / "step-00000003"
+    with replaced(folder) as temporary:
+        (temporary / "a").write_text("whole")
+    folder.rename(tmp_path / ".step-00000003.77.old")  # killed between its two renamings
+    (tmp_path / ".step-00000003.77.tmp").mkdir()
+    (tmp_path / ".step-00000001.77.gone").mkdir()
+    (tmp_path / ".best.77.tmp").symlink_to("step-00000003")
+    (tmp_path / ".keep").write_text("somebody else's")
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".keep", "step-00000003"]
+    assert (folder / "a").read_text() == "whole"
+
+
+def test_lines_go_on_after_one_that_was_cut_off(tmp_path: Path):
+    path = tmp_path / "events.jsonl"
+    assert append_line(path, {"a": 1})
+    with path.open("a") as file:
+        file.write('{"a": 2')
+    assert append_line(path, {"a": 3})
+    assert read_lines(path) == [{"a": 1}, {"a": 3}]
 
 
 def test_a_file_is_written_with_its_mode_and_leaves_no_temporary_name(tmp_path: Path):
@@ -140,7 +179,7 @@ def test_a_learner_goes_on_from_its_files_bit_for_bit(tmp_path: Path, objective:
     restored.policy.load_state_dict(load_policy(path).state_dict())
     state, run = load_checkpoint(path)
     restored.load_state_dict(state)
-    assert run == {"decisions": 7}
+    assert run == {"decisions": 7, "score": None}
     assert restored.update(BATCH, 0.3) == learner.update(BATCH, 0.3)
     ours, theirs = learner.weights(), restored.weights()
     assert ours.version == theirs.version == 4
@@ -180,7 +219,123 @@ def test_an_incomplete_checkpoint_is_refused(tmp_path: Path, missing: str):
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path):
     path = saved(tmp_path, learner_of(tiny_policy()))
+    (path / "checkpoint.json").unlink()
     content = json.loads((path / "learner.json").read_text())
     (path / "learner.json").write_text(json.dumps(content | {"format": 99}))
     with pytest.raises(ConfigError, match="written in another format; this version reads format 1"):
         load_checkpoint(path)
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path, place: int) -> None:
+    """One bit, counted from the end where negative."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 4
+    path.write_bytes(data)
+
+
+def cut(path: Path, place: int) -> None:
+    path.write_bytes(path.read_bytes()[:place])
+
+
+FILES = ["policy.json", "policy.safetensors", "learner.json", "learner.safetensors", "run.json"]
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> list[Path]:
+    learner = learner_of(tiny_policy())
+    for updates in (1, 2, 3):
+        learner.updates = updates
+        saved(tmp_path, learner, keep=3)
+    return list_checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize("name", [*FILES, "checkpoint.json"])
+@pytest.mark.parametrize(("damage", "place"), [(flip, 3), (flip, -2), (cut, -3), (cut, 0)])
+def test_a_damaged_checkpoint_is_passed_over_and_said(three: list[Path], name: str, damage: Any, place: int):
+    damage(three[2] / name, place)
+    newest = newest_whole(three[0].parent)
+    assert newest.folder == three[1]
+    (said,) = newest.report()
+    assert said.startswith(f"step-00000003 is damaged ({name}: ")
+    assert said.endswith("; going on from step-00000002")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_damage_too(three: list[Path], name: str):
+    (three[2] / name).unlink()
+    assert newest_whole(three[0].parent).report() == [
+        f"step-00000003 is damaged ({name}: missing); going on from step-00000002"
+    ]
+
+
+def test_a_damaged_file_is_refused_by_whoever_reads_it(three: list[Path]):
+    flip(three[2] / "learner.safetensors", -2)
+    load_policy(three[2])
+    with pytest.raises(ConfigError, match=r"resume: .*step-00000003 is damaged \(learner\.safetensors: checksum\)"):
+        load_checkpoint(three[2])
+    flip(three[1] / "policy.safetensors", -2)
+    load_checkpoint(three[1])
+    with pytest.raises(ConfigError, match=r"policy\.checkpoint: .*00002 is damaged \(policy\.safetensors: checksum\)"):
+        load_policy(three[1])
+
+
+def test_of_damaged_ones_only_nothing_is_begun_again_unasked(three: list[Path]):
+    for path in three:
+        cut(path / "run.json", 1)
+    with pytest.raises(ConfigError, match=r"no checkpoint in .* is whole \(step-00000003 is damaged \(run\.json: 1 by"):
+        newest_whole(three[0].parent)
+
+
+def test_what_is_resumed_sets_the_damaged_ones_aside(three: list[Path]):
+    flip(three[2] / "policy.safetensors", -2)
+    assert recover(three[0].parent).folder == three[1]
+    assert names(three[0].parent) == ["step-00000001", "step-00000002"]
+    assert (three[0].parent / "damaged-step-00000003" / "policy.safetensors").exists()
+    assert recover(three[0].parent).damaged == {}
+
+
+@pytest.mark.parametrize(("name", "place"), [("learner.safetensors", -3), ("policy.safetensors", 5), ("run.json", 1)])
+def test_a_checkpoint_of_an_older_version_is_checked_as_far_as_can_be(three: list[Path], name: str, place: int):
+    for path in three:
+        (path / "checkpoint.json").unlink()
+    assert newest_whole(three[0].parent).folder == three[2]
+    cut(three[2] / name, place)
+    assert newest_whole(three[0].parent).folder == three[1]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "7", '{"format": 1}', '{"format": 1, "optimizer": 3}', "\xff"])
+@pytest.mark.parametrize("name", ["learner.json", "policy.json", "run.json"])
+def test_whatever_stands_in_a_json_file_is_refused_as_a_setting_is(three: list[Path], name: str, text: str):
+    (three[2] / "checkpoint.json").unlink()
+    (three[2] / name).write_bytes(text.encode("latin-1"))
+    if name == "run.json" and text.startswith("{"):
+        return
+    with pytest.raises(ConfigError):
+        load_policy(three[2]) if name == "policy.json" else load_checkpoint(three[2])
+
+
+# --- the best ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_is_kept_beside_the_newest_and_has_a_name(tmp_path: Path):
+    learner = learner_of(tiny_policy())
+    for updates, score in enumerate([None, 0.5, 0.9, 0.7, 0.8, 0.6], start=1):
+        learner.updates = updates
+        saved(tmp_path, learner, keep=2, score=score)
+    assert names(tmp_path) == ["step-00000003", "step-00000005", "step-00000006"]
+    assert best_checkpoint(tmp_path) == tmp_path / "step-00000003"
+    assert (tmp_path / "best").resolve() == tmp_path / "step-00000003"
+    load_policy(tmp_path / "best")
+    learner.updates = 7
+    saved(tmp_path, learner, keep=2, score=0.9)
+    assert names(tmp_path) == ["step-00000006", "step-00000007"]
+    assert (tmp_path / "best").resolve() == tmp_path / "step-00000007"
+
+
+def test_without_a_score_there_is_no_best(tmp_path: Path):
+    saved(tmp_path, learner_of(tiny_policy()))
+    assert best_checkpoint(tmp_path) is None
+    assert not (tmp_path / "best").exists()

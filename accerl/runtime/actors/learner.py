@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 
 from accerl import checkpoint, kernels
+from accerl.checkpoint_writer import CheckpointWriter, NotSaved
 from accerl.config import RunConfig, Section
+from accerl.generators import generator_states
 from accerl.learner import Learner
 from accerl.mixing import MixedSource
 from accerl.packing import pack
 from accerl.prefetch import Prefetcher
 from accerl.protocols import Policy
+from accerl.runtime.actors.rank import go_on
 from accerl.runtime.actors.role import Role, Wiring
 from accerl.runtime.ports import Directory, RaySource, Steering, follow_directory
 from accerl.runtime.ranks import RankedLearner, form_ranks
@@ -39,8 +41,11 @@ class LearnerActor(Role):
         kernels.use(config.kernels)
         torch.manual_seed(config.seed)
         self._config = config
-        self._checkpoints = config.folder / "checkpoints"
-        written = checkpoint.list_checkpoints(self._checkpoints)
+        folder = config.folder / "checkpoints"
+        newest = checkpoint.recover(folder)
+        for sentence in newest.report():
+            self._controller.incident.remote(self.name, sentence, "the one before is used")
+        self._found = newest.folder
         self._start = wiring.start
         self._policy: Policy
         self._learner: Learner | RankedLearner
@@ -51,11 +56,17 @@ class LearnerActor(Role):
         self._imagined_share = config.imagination.share
         if config.imagination.enabled:
             self._source = MixedSource(self._real, self._imagined, lambda: self._imagined_share)
-        self._wanted = threading.Event()
         self._publishes_again = threading.Event()
         self._num_looks = 0
-        self._saved = threading.Condition()
-        self._last_saved: Path | None = written[-1] if written else None
+        section = config.learner
+        self._saver = CheckpointWriter(
+            folder,
+            section.keep_checkpoints,
+            section.keep_best,
+            section.checkpoint_every_s,
+            self._say_not_saved,
+            self.tracer,
+        )
 
     async def work(self, incarnation: int) -> None:
         following = asyncio.create_task(follow_directory(self._controller, self._use))
@@ -73,7 +84,7 @@ class LearnerActor(Role):
 
     async def checkpoint(self) -> str:
         """Save as soon as the update at hand is done; returns the folder."""
-        return await asyncio.get_running_loop().run_in_executor(None, self._request_checkpoint)
+        return str(await asyncio.get_running_loop().run_in_executor(None, self._saver.request))
 
     async def health(self) -> dict[str, float]:
         return {**await super().health(), "progress": self._trained_decisions}
@@ -99,31 +110,29 @@ class LearnerActor(Role):
         finally:
             prefetcher.close()
             publisher.close()
-        self._save()
+        self._save_last()
 
     def _make_learner(self) -> tuple[Policy, Learner | RankedLearner]:
         """From the newest checkpoint, if the run has one."""
-        config, found = self._config, self._last_saved
+        config, found = self._config, self._found
         if config.learner.zero_stage:
             return form_ranks(config, self._start, found, self.tracer)
         policy = checkpoint.load_policy(found or self._start)
         reference = checkpoint.load_policy(self._start) if config.objective.reference_kl else None
         learner = Learner(policy, config.learner, config.objective, reference, self.tracer)
         if found is not None:
-            learner.load_state_dict(checkpoint.load_checkpoint(found)[0])
+            go_on(learner, found)
         return policy, learner
 
     def _loop(self, steering: Steering, prefetcher: Prefetcher, publisher: BackgroundPublisher) -> None:
         episodes: list[int] = []
-        last_save = time.monotonic()
         while not (steering.state["stop"] or self._is_done()):
             self._num_looks += 1
             if self._publishes_again.is_set():
                 self._publishes_again.clear()
                 publisher.publish(self._policy, self._learner.version)
-            if self._wanted.is_set() or time.monotonic() - last_save > self._config.learner.checkpoint_every_s:
-                self._save()
-                last_save = time.monotonic()
+            if self._saver.is_due():
+                self._saver.save(self._take)
             if steering.state["paused"]:
                 time.sleep(PAUSED_S)
                 steering.ask()
@@ -149,7 +158,7 @@ class LearnerActor(Role):
             learner.skip()
         else:
             update = learner.step(steering.state["progress"], publisher.before_step)
-            update["updates"] = learner.updates
+            update |= {"updates": learner.updates, **self._saver.report()}
         with self.tracer.span("publish"):
             if learner.version % learner.publish_every == 0 or self._config.max_policy_lag == 0:
                 publisher.publish(self._policy, learner.version)
@@ -174,26 +183,32 @@ class LearnerActor(Role):
                 _changed(self._config.objective, knobs.get("objective", {})),
             )
 
-    def _save(self) -> None:
-        run_state: Any = ray.get(self._controller.snapshot.remote(), timeout=120)
-        path = checkpoint.save_checkpoint(
-            self._checkpoints,
-            self._policy.config_dict(),
-            self._learner.weights().tensors,
-            self._learner.state_dict(),
-            run_state,
-            self._config.learner.keep_checkpoints,
-        )
-        with self._saved:
-            self._wanted.clear()
-            self._last_saved = path
-            self._saved.notify_all()
+    def _take(self) -> Callable[[], checkpoint.Content]:
+        """A copy of the learner's state; the controller's of the same moment comes when it is written."""
+        asked = self._controller.snapshot.remote()
+        learner = {**self._learner.state_dict(), "generators": generator_states()}
+        policy, config = self._learner.weights().tensors, self._policy.config_dict()
 
-    def _request_checkpoint(self) -> str:
-        with self._saved:
-            self._wanted.set()
-            self._saved.wait_for(lambda: not self._wanted.is_set())
-            return str(self._last_saved)
+        def complete() -> checkpoint.Content:
+            run: Any = ray.get(asked, timeout=120)
+            return checkpoint.Content(policy_config=config, policy=policy, learner=learner, run=run)
+
+        return complete
+
+    def _save_last(self) -> None:
+        """Wait until it is on the disk."""
+        self._num_looks = 0  # however long that takes, it is not a hang
+        self._saver.save(self._take)
+        try:
+            self._saver.finish()
+        except NotSaved as error:
+            ray.get(self._controller.miss_end.remote(str(error)), timeout=120)
+        self._saver.close()
+
+    def _say_not_saved(self, what: str) -> None:
+        again_s = self._config.learner.checkpoint_every_s
+        action = f"training goes on; free space there, the next one is tried in {again_s:.0f} s"
+        self._controller.incident.remote(self.name, what, action)
 
 
 def _changed(section: Any, fields: Mapping[str, Any]) -> Any:

@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 
 from accerl import checkpoint, kernels
-from accerl.config import LearnerConfig, ObjectiveConfig, RunConfig
+from accerl.config import ConfigError, LearnerConfig, ObjectiveConfig, RunConfig
 from accerl.engine import placed
+from accerl.generators import restore_generators
 from accerl.learner import Learner
 from accerl.protocols import Policy
 from accerl.runtime.actors.role import Role, Wiring
@@ -47,8 +48,24 @@ def ranked_learner(
     engine = ZeroEngine(policy, section, stage, section.dtype)
     learner = Learner(policy, section, config.objective, reference, tracer, engine)
     if place.checkpoint is not None:
-        learner.load_state_dict(checkpoint.load_checkpoint(place.checkpoint)[0])
+        go_on(learner, place.checkpoint, place.rank)
     return policy, learner
+
+
+def go_on(learner: Learner, folder: Path, rank: int = 0) -> None:
+    """Continue from a checkpoint of any number of ranks; only the first one has its random numbers from there.
+
+    Raises:
+        ConfigError: it is damaged, or of another policy.
+    """
+    state, _ = checkpoint.load_checkpoint(folder)
+    try:
+        learner.load_state_dict(state)
+        if rank == 0 and "generators" in state:  # older ones have none
+            restore_generators(state["generators"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"resume: {folder} does not fit the policy and the learner ({reason})") from None
 
 
 class RankActor(Role):
