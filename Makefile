@@ -70,7 +70,7 @@ browser: ## chromium for the tests of notebooks, where this user may install it
 	echo "no chromium: the tests of notebooks in a browser are skipped; on Debian: sudo apt-get install -y chromium" >&2
 
 test: venv system browser lint ## lint, every test but the slow ones (ARGS="-m slow", ARGS=tests/rl), the light tutorials
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --durations 30 $(ARGS)
 	$(if $(ARGS),,TQDM_DISABLE=1 $(NBVAL) $(foreach name,$(LIGHT),$(wildcard tutorials/$(name)_*.ipynb)))
 
 check-tutorials: venv system ## execute every tutorial and compare what it prints with what is stored

@@ -21,6 +21,7 @@ settings.load_profile("accerl")
 STARTS_CLUSTERS = {
     "tests/benchmarks/test_pipeline.py",
     "tests/notebook/test_lab.py",
+    "tests/runtime/test_chaos.py",
     "tests/runtime/test_checkpoints.py",
     "tests/runtime/test_cluster_doctor.py",
     "tests/runtime/test_faults.py",
@@ -32,6 +33,7 @@ STARTS_CLUSTERS = {
     "tests/runtime/test_replay_restart.py",
     "tests/runtime/test_run.py",
     "tests/runtime/test_scale.py",
+    "tests/runtime/test_survival.py",
     "tests/runtime/test_weights_store.py",
     "tests/wm/test_runtime.py",
 }

@@ -28,6 +28,7 @@ def test_an_unknown_kind_is_refused_with_a_remedy():
         chaos.plan(10.0, 1.0, 0, ("kill-robot",))
 
 
+@pytest.mark.slow
 def test_a_run_recovers_from_what_is_done_to_it(start_run: Callable[..., Run]) -> None:
     run = start_run({"limits.max_updates": 5000})
     until(run, lambda: updates(run) >= 3)

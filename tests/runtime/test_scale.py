@@ -51,7 +51,10 @@ def at_work(run: Run, **counts: int) -> None:
     wait_for(run, lambda status: status["updates"] >= before + 3)
 
 
-@pytest.mark.parametrize("mode", ["sync", "one_step_off", "barrier"])
+@pytest.mark.parametrize(
+    "mode",
+    [pytest.param("sync", marks=pytest.mark.slow), "one_step_off", pytest.param("barrier", marks=pytest.mark.slow)],
+)
 def test_the_other_modes_keep_their_bounds_on_the_same_roles(start_run: StartRun, mode: str) -> None:
     run = start_run({"mode": mode, "rollout.slots_per_worker": 8, "rollout.num_workers": 2, "replay.max_reuse": 1})
     wait_for(run, lambda status: status.get("updates", 0) >= 6)
