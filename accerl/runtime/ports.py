@@ -115,8 +115,19 @@ class RaySource:
         self._shards = dict(shards)
 
     def reclaim(self) -> int:
-        """Make unused again what a learner before this one had taken and not trained on; returns its decisions."""
-        return sum(self._ask(lambda shard: shard.reclaim.remote(), 30.0))
+        """Make unused again what a learner before this one had taken and not trained on, in every shard; returns its
+        decisions.
+        """
+        left, returned = dict(self._shards), 0
+        while left:
+            calls = {name: shard.reclaim.remote() for name, shard in left.items()}
+            for name, call in calls.items():
+                try:
+                    returned += ray.get(call, timeout=30.0)
+                    del left[name]
+                except (RayActorError, GetTimeoutError):
+                    time.sleep(RETRY_AFTER_S)  # it is being restarted
+        return returned
 
     def sample(self, num_decisions: int, batch: int, timeout_s: float) -> Sequence[Trajectory]:
         part = -(-num_decisions // max(1, len(self._shards)))
@@ -187,9 +198,11 @@ class Steering:
 
     def __init__(self, controller: Any):
         self._controller = controller
-        self._asked: list[Any] = []
+        self._asked: list[tuple[int, Any]] = []
         self.state: dict[str, Any] = {}
         """The newest answer."""
+        self.told = 0
+        """The newest version that the controller knows of: what was trained on for it need not be kept."""
         self.ask()
 
     def begin(self, version: int) -> int:
@@ -202,6 +215,7 @@ class Steering:
 
     def tell(self, update: Mapping[str, float] | None, version: int, episodes: Sequence[int]) -> None:
         """Report an update that made `version`, or a batch that was lost; take what answers have come meanwhile."""
-        self._asked.append(self._controller.steer.remote(update, episodes, version))
-        while self._asked and ray.wait(self._asked[:1], timeout=0)[0]:
-            self.state = ray.get(self._asked.pop(0))
+        self._asked.append((version, self._controller.steer.remote(update, episodes, version)))
+        while self._asked and ray.wait([self._asked[0][1]], timeout=0)[0]:
+            self.told, answer = self._asked.pop(0)
+            self.state = ray.get(answer)

@@ -151,7 +151,8 @@ class LearnerActor(Role):
                 episodes = []
 
     def _close_batch(self, episodes: Sequence[int], steering: Steering, publisher: BackgroundPublisher) -> None:
-        """Step, publish, and let the others know."""
+        """Step, publish, and let the others know. What was trained on is let go once the controller knows it."""
+        told = steering.told
         learner = self._learner
         update: dict[str, float] | None = None
         if not learner.has_parts:
@@ -162,8 +163,9 @@ class LearnerActor(Role):
         with self.tracer.span("publish"):
             if learner.version % learner.publish_every == 0 or self._config.max_policy_lag == 0:
                 publisher.publish(self._policy, learner.version)
-        self._source.confirm(learner.version - 1)
         steering.tell(update, learner.version, episodes)
+        if steering.told > told:
+            self._source.confirm(steering.told - 1)
         self._imagined_share = steering.state["imagined_share"]
         self._turn(steering.state["knobs"])
 
