@@ -123,7 +123,8 @@ class RaySource:
             calls = {name: shard.reclaim.remote() for name, shard in left.items()}
             for name, call in calls.items():
                 try:
-                    returned += ray.get(call, timeout=30.0)
+                    decisions: Any = ray.get(call, timeout=30.0)
+                    returned += decisions
                     del left[name]
                 except (RayActorError, GetTimeoutError):
                     time.sleep(RETRY_AFTER_S)  # it is being restarted
