@@ -212,11 +212,15 @@ class Steering:
 
     def ask(self) -> None:
         """Wait for the present answer."""
+        self._hear()
         self.state = ray.get(self._controller.steer.remote(None, ()), timeout=120)
 
     def tell(self, update: Mapping[str, float] | None, version: int, episodes: Sequence[int]) -> None:
         """Report an update that made `version`, or a batch that was lost; take what answers have come meanwhile."""
         self._asked.append((version, self._controller.steer.remote(update, episodes, version)))
+        self._hear()
+
+    def _hear(self) -> None:
         while self._asked and ray.wait([self._asked[0][1]], timeout=0)[0]:
             self.told, answer = self._asked.pop(0)
             self.state = ray.get(answer)

@@ -6,6 +6,7 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from accerl.cli import main
 from accerl.config import EnvConfig
@@ -89,6 +90,9 @@ def test_a_checkpoint_is_evaluated_in_the_environment_of_its_run(folder, tmp_pat
         checkpoint.mkdir()
         for file in ("policy.json", "policy.safetensors"):
             (checkpoint / file).write_bytes((folder / "policy" / file).read_bytes())
+        for file in ("learner.json", "run.json"):
+            (checkpoint / file).write_text("{}")
+        save_file({}, checkpoint / "learner.safetensors")
     (run / "config.json").write_text(json.dumps(SETTINGS))
     out = tmp_path / "e.json"
     for policy in (run, checkpoint):

@@ -34,14 +34,19 @@ def test_workers_of_each_kind_come_and_go_and_every_decision_is_trained_on(start
         run.scale(rolout=1)
 
     run.pause()
-    health = run.health()
-    while health["episodes_in_flight"]:
-        health = run.health()
-    # paused between two steps of the learner, everything that was played is counted in one of these places
-    assert health["decisions"] == health["trained_decisions"] + health["replay_unused"] + health["replay_lent"]
-    assert health["discarded_decisions"] == 0
+    wait_for(run, lambda _: is_accounted_for(run))
     assert run.incidents() == []
     assert run.metrics()[-1]["run_policy_lag_max"] <= 6
+
+
+def is_accounted_for(run: Run) -> bool:
+    """Nothing is played, and between two steps of the learner every decision is counted in one place, and only there;
+    a moment after a step the shards do not know of it yet.
+    """
+    health = run.health()
+    counted = health["trained_decisions"] + health["replay_unused"] + health["replay_lent"]
+    assert health["discarded_decisions"] == 0
+    return not health["episodes_in_flight"] and counted == health["decisions"]
 
 
 def at_work(run: Run, **counts: int) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from accerl.runtime.run import Run
+from tests.runtime.test_scale import is_accounted_for
 
 StartRun = Callable[..., Run]
 WITHIN_S = 120.0
@@ -52,10 +53,7 @@ def test_a_controller_that_is_killed_or_stopped_is_replaced_by_one_that_finds_ev
         ("controller", "another one has taken over")
     }
     run.pause()
-    until(run, lambda: run.health()["episodes_in_flight"] == 0, "paused")
-    health = run.health()
-    there = health["trained_decisions"] + health["replay_unused"] + health["replay_lent"]
-    assert (there, health["discarded_decisions"]) == (health["decisions"], 0)
+    until(run, lambda: is_accounted_for(run), "paused")
     run.stop()
     lines = run.metrics()
     assert run.status()["state"] == "finished"

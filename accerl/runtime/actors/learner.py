@@ -126,8 +126,12 @@ class LearnerActor(Role):
 
     def _loop(self, steering: Steering, prefetcher: Prefetcher, publisher: BackgroundPublisher) -> None:
         episodes: list[int] = []
+        told = steering.told
         while not (steering.state["stop"] or self._is_done()):
             self._num_looks += 1
+            if steering.told > told:  # what was trained on is let go once the controller knows it
+                told = steering.told
+                self._source.confirm(told - 1)
             if self._publishes_again.is_set():
                 self._publishes_again.clear()
                 publisher.publish(self._policy, self._learner.version)
@@ -151,8 +155,7 @@ class LearnerActor(Role):
                 episodes = []
 
     def _close_batch(self, episodes: Sequence[int], steering: Steering, publisher: BackgroundPublisher) -> None:
-        """Step, publish, and let the others know. What was trained on is let go once the controller knows it."""
-        told = steering.told
+        """Step, publish, and let the others know."""
         learner = self._learner
         update: dict[str, float] | None = None
         if not learner.has_parts:
@@ -164,8 +167,6 @@ class LearnerActor(Role):
             if learner.version % learner.publish_every == 0 or self._config.max_policy_lag == 0:
                 publisher.publish(self._policy, learner.version)
         steering.tell(update, learner.version, episodes)
-        if steering.told > told:
-            self._source.confirm(steering.told - 1)
         self._imagined_share = steering.state["imagined_share"]
         self._turn(steering.state["knobs"])
 
