@@ -14,10 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from accerl.cli.options import find_file
-from accerl.config import RunConfig, merge, read_file
 from accerl.runtime import chaos
 from accerl.runtime.run import Run, launch
+from benchmarks.main_job import add_arguments, config_of, throughput, wait_for_updates
 from benchmarks.results_file import append, print_json, show
 
 QUIET_SHARE = 0.125
@@ -28,16 +27,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--every-s", type=float, default=8.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--policy", type=Path, default=Path("runs/quickstart-start/policy"), help="that the job starts from"
-    )
-    parser.add_argument("--root", type=Path, default=Path("runs/chaos"))
-    parser.add_argument("--results", type=Path, help="folder for the CSV; default: benchmarks/results")
-    parser.add_argument("options", nargs="*", help="settings of the run, as name=value, after --")
+    add_arguments(parser, Path("runs/chaos"))
     arguments = parser.parse_args()
-    given = dict(option.split("=", 1) for option in arguments.options)
-    run = launch(config_of(arguments, given))
+    run = launch(config_of(arguments))
     try:
         row, outcomes = tried(run, 60 * arguments.minutes, arguments.every_s, arguments.seed)
     finally:
@@ -46,21 +38,6 @@ def main() -> int:
     append("chaos", [row], arguments.results)
     print_json("chaos", row)
     return 0
-
-
-def config_of(arguments: argparse.Namespace, given: dict[str, Any]) -> RunConfig:
-    """The quickstart's recipe with two workers and two services, without an end."""
-    fields = {
-        "name": f"seed{arguments.seed}-{int(time.time())}",
-        "root": arguments.root,
-        "seed": arguments.seed,
-        "policy.checkpoint": arguments.policy,
-        "rollout.num_workers": 2,
-        "rollout.slots_per_worker": 8,
-        "inference.num_services": 2,
-        "limits.max_wall_s": 3600,
-    }
-    return RunConfig(**merge(read_file(find_file("quickstart")), {**fields, **given}))
 
 
 def tried(run: Run, seconds: float, every_s: float, seed: int) -> tuple[dict[str, Any], list[chaos.Outcome]]:
@@ -93,20 +70,6 @@ def tried(run: Run, seconds: float, every_s: float, seed: int) -> tuple[dict[str
         "reason": ended,
     }
     return row, outcomes
-
-
-def wait_for_updates(run: Run) -> None:
-    while run.status().get("updates", 0) < 1:
-        if (status := run.status())["state"] not in ("starting", "running"):
-            raise RuntimeError(f"the run is {status['state']}: {status['reason']}")
-        time.sleep(0.5)
-
-
-def throughput(run: Run, seconds: float) -> float:
-    """Decisions a second, over that time."""
-    before, began = run.counters()["decisions"], time.monotonic()
-    time.sleep(seconds)
-    return (run.counters()["decisions"] - before) / (time.monotonic() - began)
 
 
 def lost(run: Run) -> int:
