@@ -1,21 +1,29 @@
-"""The main job, whose processes are killed, stopped and slowed while it trains: does it go on, and lose nothing?
+"""The main job, whose processes, node and disk fail while it trains: does it go on, and lose nothing?
 
     make quickstart && python -m benchmarks.chaos --minutes 8 --seed 0
 
-A quiet stretch, one with faults, a quiet one; then nothing is in flight any more and the episodes are counted. Prints a
-table by kind of fault and, last, one line of JSON; appends to results/chaos.csv.
+Two workers, two services and two ranks of the trainer, on a Ray cluster of two nodes (both this machine). A quiet
+stretch, one with faults, a quiet one; then nothing is in flight any more and the episodes are counted. The disk is
+filled up only where the run's folder can be a small file system of its own (tmpfs, as root). Prints a table by kind of
+fault and, last, one line of JSON; appends to results/chaos.csv.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accerl.runtime import chaos
 from accerl.runtime.run import Run, launch
+from benchmarks.local_cluster import LocalCluster
 from benchmarks.main_job import add_arguments, config_of, throughput, wait_for_updates
 from benchmarks.results_file import append, print_json, show
 
@@ -27,28 +35,68 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--every-s", type=float, default=8.0)
+    parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--disk-mb", type=int, default=1024, help="size of the disk that is filled up; 0: none is")
     add_arguments(parser, Path("runs/chaos"))
     arguments = parser.parse_args()
-    run = launch(config_of(arguments))
-    try:
-        row, outcomes = tried(run, 60 * arguments.minutes, arguments.every_s, arguments.seed)
-    finally:
-        run.stop()
+    with small_disk(arguments.root, arguments.disk_mb), nodes(arguments.nodes) as cluster:
+        ranks = {} if arguments.ranks == 1 else {"learner.engine": "deepspeed", "learner.num_ranks": arguments.ranks}
+        run = launch(config_of(arguments, **{"cluster.address": cluster.address, **ranks}))
+        try:
+            row, outcomes = tried(run, cluster.add, 60 * arguments.minutes, arguments.every_s, arguments.seed)
+        finally:
+            run.stop()
     show("recovery by kind of fault", ("kind", "faults", "recovered", "mean_s", "max_s"), by_kind(outcomes))
     append("chaos", [row], arguments.results)
     print_json("chaos", row)
     return 0
 
 
-def tried(run: Run, seconds: float, every_s: float, seed: int) -> tuple[dict[str, Any], list[chaos.Outcome]]:
-    """What to report, and each fault."""
+@contextmanager
+def small_disk(folder: Path, size_mb: int) -> Iterator[None]:
+    """A file system of its own at a folder, of which nothing stays; where that may not be made, the folder alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not size_mb or os.geteuid() != 0:
+        print("no file system of its own for the run: its disk is not filled up", file=sys.stderr)
+        yield
+        return
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_mb}m", "accerl-chaos", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextmanager
+def nodes(number: int) -> Iterator[LocalCluster]:
+    """A cluster of so many on this machine, which this process may join."""
+    with tempfile.TemporaryDirectory(prefix="accerl-") as folder, LocalCluster(Path(folder)) as cluster:
+        os.environ.update(cluster.environment)
+        for _ in range(number - 1):
+            cluster.add()
+        yield cluster
+
+
+def tried(
+    run: Run, add_node: Callable[[], Any], seconds: float, every_s: float, seed: int
+) -> tuple[dict[str, Any], list[chaos.Outcome]]:
+    """What to report, and each fault.
+
+    Args:
+        add_node: called after a node was lost.
+    """
     wait_for_updates(run)
     first = run.metrics()[-1]
     before = throughput(run, QUIET_SHARE * seconds)
-    faults = chaos.plan((1 - 2 * QUIET_SHARE) * seconds, every_s, seed)
+    faults = chaos.plan((1 - 2 * QUIET_SHARE) * seconds, every_s, seed, chaos.kinds_of(run))
     outcomes, ended = [], ""
     try:
-        outcomes = list(chaos.unleash(run, faults))
+        for outcome in chaos.unleash(run, faults):
+            outcomes.append(outcome)
+            print(f"{outcome.fault.kind} {outcome.role}: {outcome.recovered_s or 'never'} s", file=sys.stderr)
+            if outcome.fault.kind == "kill-node":
+                add_node()
         after = throughput(run, QUIET_SHARE * seconds)
     except RuntimeError as error:
         ended, after = str(error), 0.0
@@ -61,8 +109,8 @@ def tried(run: Run, seconds: float, every_s: float, seed: int) -> tuple[dict[str
         "decisions_lost_beyond_in_flight": -1 if ended else unaccounted(run),
         "runs_ended": int(bool(ended)),
         "without_recovery": sum(outcome.recovered_s is None for outcome in outcomes),
-        "max_recovery_s": chaos.summarised(outcomes, lambda role: not role.startswith("learner")),
-        "max_trainer_recovery_s": chaos.summarised(outcomes, lambda role: role.startswith("learner")),
+        "max_recovery_s": chaos.summarised(outcomes, lambda role: not trains(role)),
+        "max_trainer_recovery_s": chaos.summarised(outcomes, trains),
         "throughput_after_over_before": after / before,
         "success_before": first["success"],
         "success_after": run.metrics()[-1]["success"],
@@ -70,6 +118,11 @@ def tried(run: Run, seconds: float, every_s: float, seed: int) -> tuple[dict[str
         "reason": ended,
     }
     return row, outcomes
+
+
+def trains(role: str) -> bool:
+    """The learner or a rank of it was met."""
+    return "learner" in role or "rank" in role
 
 
 def lost(run: Run) -> int:

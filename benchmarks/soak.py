@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 
-from accerl.runtime import chaos
+from accerl.runtime import strikes
 from accerl.runtime.cluster import Connection
 from accerl.runtime.run import Run, launch
 from benchmarks.main_job import add_arguments, config_of, wait_for_updates
@@ -94,7 +94,7 @@ def watched(run: Run, seconds: float) -> tuple[dict[str, list[Look]], set[tuple[
     seen: set[tuple[int, float]] = set()
     began = time.monotonic()
     while (passed_s := time.monotonic() - began) < seconds:
-        roles = {beat.pid: name for name, beat in chaos.processes(run.folder).items()}
+        roles = {beat.pid: name for name, beat in strikes.processes(run.folder).items()}
         for process in [host, *host.children(recursive=True)]:
             with suppress(psutil.NoSuchProcess):
                 name = "host" if process == host else roles.get(process.pid) or f"{process.name()} {process.pid}"

@@ -21,7 +21,8 @@ class ChaosOptions(Section):
     every_s: PositiveFloat = 10.0
     """Seconds between two faults, on average."""
     kinds: tuple[str, ...] = ()
-    """Such as kill-rollout or stop-learner; none: all of them by turns."""
+    """Such as kill-rollout, stop-learner, kill-node or fill-disk; none: all that fit the run, by turns. A disk is
+    filled up only if it is a small one of the run's own."""
     seed: NonNegative = 0
     """Of their order and times."""
 
@@ -30,14 +31,15 @@ def chaos(options: ChaosOptions) -> int:
     from accerl.runtime import chaos
     from accerl.runtime.run import attach
 
-    faults = chaos.plan(60 * options.minutes, options.every_s, options.seed, options.kinds or chaos.KINDS)
     run = attach(options.run, options.root)
+    kinds = chaos.kinds_of(run, options.kinds)
+    faults = chaos.plan(60 * options.minutes, options.every_s, options.seed, kinds)
     say(f"{len(faults)} faults in {options.minutes:g} minutes")
     failed = 0
     for outcome in chaos.unleash(run, faults):
         failed += outcome.recovered_s is None
         after = "never" if outcome.recovered_s is None else f"after {outcome.recovered_s:.1f} s"
-        say(f"{outcome.fault.at_s:6.1f} s  {outcome.fault.kind:16}  {outcome.role:12}  at work again {after}")
+        say(f"{outcome.fault.at_s:6.1f} s  {outcome.fault.kind:16}  {outcome.role:14}  at work again {after}")
     lost = run.counters()["lost_episodes"]
     say(f"{lost} episodes lost, {failed} faults without recovery")
     return 1 if lost or failed else 0

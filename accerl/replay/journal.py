@@ -37,6 +37,8 @@ class Snapshots:
         self._start = start
         folder.mkdir(parents=True, exist_ok=True)
         self.newest = max(folder.glob("snapshot-*"), default=None)
+        self.is_whole = False
+        """The newest one and its journal hold all that a process needs which takes over."""
         self._journal: int | None = None  # descriptor of the newest one's
         self._since: list[bytes] | None = None  # lines since `begin`, for the snapshot that is being written
         self._came: list[Entry] = []  # since then
@@ -61,6 +63,7 @@ class Snapshots:
                 self._files.copy(entry, self.newest / file_name(entry.number))
             except OSError as error:
                 print(f"{self._folder.name}: what came was not written ({error})", file=sys.stderr)
+                self.is_whole = False
                 return
         record = asdict(Record.of(entry))
         self._write_line({"event": "pushed", "batch": None, "segments": [], "record": record, "newest": newest_version})
@@ -102,6 +105,7 @@ class Snapshots:
         self._temporary.rename(self._next)
         self._close()
         self._journal, self.newest, self._since, self._came = journal, self._next, None, []
+        self.is_whole = True
         self._files.unkeep()
 
     def abandon(self) -> None:
@@ -113,6 +117,7 @@ class Snapshots:
     def forget(self) -> None:
         """Remove the newest one: without its journal it would bring back what was used up."""
         self._close()
+        self.is_whole = False
         if self.newest is not None:
             shutil.rmtree(self.newest, ignore_errors=True)
             self.newest = None

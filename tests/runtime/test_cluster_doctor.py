@@ -17,7 +17,7 @@ import pytest
 from accerl.config import ConfigError
 from accerl.runtime import cluster_findings, node_probe
 from accerl.runtime.knock import knock
-from tests.runtime.local_cluster import REPOSITORY, LocalCluster
+from benchmarks.local_cluster import REPOSITORY, LocalCluster
 
 GB = 2**30
 HERE: dict[str, Any] = {

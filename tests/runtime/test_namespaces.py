@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.local_cluster import REPOSITORY, STORE_MB
 from tests.runtime.hosts import DEVICE, Host, why_not
-from tests.runtime.local_cluster import REPOSITORY, STORE_MB
 
 HEAD = "10.77.0.1:6379"
 RAY_START = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats")

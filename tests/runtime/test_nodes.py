@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from accerl.runtime.run import Run
-from tests.runtime.local_cluster import LocalCluster
+from benchmarks.local_cluster import LocalCluster
 from tests.runtime.test_run import wait_for
 
 StartRun = Callable[..., Run]

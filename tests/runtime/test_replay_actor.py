@@ -13,6 +13,7 @@ import pytest
 from accerl import trajectories
 from accerl.config import RunConfig, merge
 from accerl.replay.snapshot import Checkpoint
+from accerl.runtime.actors import replay
 from accerl.runtime.actors.replay import ReplayActor
 from accerl.runtime.actors.role import Wiring
 from accerl.types import Trajectory
@@ -128,6 +129,28 @@ def test_a_snapshot_that_does_not_fit_on_the_disk_ends_nothing(
     said = capsys.readouterr().err
     assert "what came was not written" in said and "the snapshot was not written" in said
     assert episodes(actor(tmp_path)) == [0, 1, 2, 3]
+
+
+def test_a_shard_is_whole_again_soon_after_the_disk_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play() -> None:
+        shard = await filled(actor(tmp_path))
+        working = asyncio.create_task(shard.work(0))
+        with monkeypatch.context() as full:
+            full.setattr(trajectories, "save", no_room)
+            await shard.push(trajectory(3, seed=9, episode=9))
+        for _ in range(200):
+            await asyncio.sleep(0.01)
+            if len(list((tmp_path / "run" / "replay" / "shard-0" / "snapshot-00000002").glob("*.safetensors"))) == 5:
+                break
+        working.cancel()
+
+    monkeypatch.setattr(replay, "AGAIN_AFTER_S", 0.01)
+    asyncio.run(play())
+    assert episodes(actor(tmp_path)) == [0, 1, 2, 3, 9]
+
+
+def no_room(path: Path, trajectory: Trajectory) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_worker_that_waits_for_room_goes_on_when_what_is_too_old_is_let_go(tmp_path: Path) -> None:

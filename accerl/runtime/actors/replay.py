@@ -23,6 +23,9 @@ from accerl.runtime.actors.role import Role, Wiring
 from accerl.trajectories import TrajectorySample, owned
 from accerl.types import BatchRule, Trajectory
 
+AGAIN_AFTER_S = 2.0
+"""Where a full disk has made a snapshot useless, another one is tried."""
+
 
 class ReplayActor(Role):
     """It copies what it takes, so that it owns it and pins nothing in shared memory."""
@@ -46,7 +49,11 @@ class ReplayActor(Role):
 
     async def work(self, incarnation: int) -> None:
         """Until it was closed."""
-        await self._left.wait()
+        while not self._left.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._left.wait(), AGAIN_AFTER_S)
+            if self._snapshots is not None and not self._snapshots.is_whole:
+                await self.snapshot()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def push(self, trajectory: Trajectory) -> bool:

@@ -25,7 +25,7 @@ NOTICES_A_DEATH = {
     "RAY_health_check_failure_threshold": "3",
 }
 """Sooner than Ray would by itself."""
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 
 
 class LocalCluster:
@@ -42,7 +42,7 @@ class LocalCluster:
         self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         with (folder / "cluster.log").open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.runtime.local_cluster"],
+                [sys.executable, "-m", "benchmarks.local_cluster"],
                 cwd=REPOSITORY,
                 env={**os.environ, **NOTICES_A_DEATH, **self.environment, "PYTHONPATH": str(REPOSITORY)},
                 stdin=subprocess.PIPE,
