@@ -20,6 +20,7 @@ from accerl.runtime.dispatcher import Dispatcher
 from accerl.runtime.failures import Failures
 from accerl.runtime.group_board import GroupBoard
 from accerl.runtime.heartbeats import Heartbeats
+from accerl.runtime.nodes import Nodes
 from accerl.runtime.placement import Roles, health
 from accerl.runtime.ports import Directory
 from accerl.runtime.supervisor import Incidents, Supervisor
@@ -69,11 +70,14 @@ class Crew:
         self._supervisor = Supervisor(
             incidents,
             self._heartbeats,
+            lambda name: self.roles[name],
             config.supervision.start_s,
             self._on_failure,
             self._on_return,
+            self._remake,
             {} if before is None else before["incarnations"],
         )
+        self._nodes = Nodes(here, () if before is None else before["left_out"], living_nodes)
         self._dispatcher = dispatcher
         self._incidents = incidents
         self._failures = failures
@@ -82,6 +86,7 @@ class Crew:
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._forgetting: asyncio.Task[None] | None = None
+        self._failed_on: dict[str, str | None] = {}
 
     @property
     def learner(self) -> Any:
@@ -94,6 +99,7 @@ class Crew:
             "roles": self.roles.facts() if hasattr(self, "roles") else None,
             "incarnations": self._supervisor.incarnations,
             "leaving": list(self._leaving),
+            "left_out": sorted(self._nodes.left_out),
         }
 
     async def start(self, start: Path, controller: Any, private: Path, checkpoint: Checkpoint) -> None:
@@ -185,7 +191,7 @@ class Crew:
             if len(staying[kind]) + change < 1:
                 raise ConfigError(f"scale: {kind}={change:+d} would leave none of {len(staying[kind])}; keep one")
         for kind, change in changes.items():
-            added = [self.roles.add(kind) for _ in range(change)]
+            added = [self.roles.add(kind, self._nodes.left_out) for _ in range(change)]
             await self._settle_in(added)
             staying[kind] += added
             for _ in range(-change):
@@ -212,7 +218,7 @@ class Crew:
             await self.directory.post(replace(now, taking={**now.taking, **shards}, giving={**now.giving, **shards}))
 
     def _watch(self, name: str) -> None:
-        self._watches[name] = self._supervisor.begin(name, self.roles[name])
+        self._watches[name] = self._supervisor.begin(name)
         self._changed()
 
     async def _retire(self, name: str) -> None:
@@ -261,15 +267,42 @@ class Crew:
                 await self._dispatcher.lose(f"{name}.{incarnation}")
             case "inference":
                 await self._drop_service(name)
+        self._failed_on[name] = self._heartbeats.node(name)
         self._changed()
 
-    async def _on_return(self, name: str, incarnation: int, failed_at: float) -> bool:
+    def _blame(self, node: str | None, worked_s: float) -> None:
+        """A role has failed on a node, not inside a task's environment; if that goes on, all leave the node."""
+        if node is None or not self._nodes.failed(node, worked_s):
+            return
+        there = [name for name, _ in self.roles.named() if self._heartbeats.node(name) == node]
+        what = f"processes on node {node[:12]} ended again and again soon after their start: {', '.join(there)}"
+        self._incidents.add("controller", what, "the node is left out for the rest of the run")
+        for name in there:
+            self._heartbeats.expect(name, "its node is left out")
+            ray.kill(self.roles[name])
+
+    async def _remake(self, name: str) -> None:
+        """Another actor in the place of one; whoever knew that one is told."""
+        self._blame(self._heartbeats.node(name), worked_s=0.0)
+        self.roles.remake(name, self._nodes.left_out)
+        now, actor = self.directory.value, self.roles[name]
+        known = {field: getattr(now, field) for field in ("taking", "giving", "imagined", "observers")}
+        renewed = {field: {**roles, name: actor} for field, roles in known.items() if name in roles}
+        if renewed:
+            await self.directory.post(replace(now, **renewed))
+        self._changed()
+
+    async def _on_return(self, name: str, incarnation: int, failed_at: float, worked_s: float) -> bool:
         """Whether the process ended inside the environment of a task."""
         self._changed()
         if name.startswith("replay-"):
             self._forgetting = asyncio.create_task(self.forget_lost())
-        if not name.startswith("rollout-"):
-            return False
+        of_tasks = name.startswith("rollout-") and await self._blame_tasks(name, incarnation, failed_at)
+        if not of_tasks:
+            self._blame(self._failed_on[name], worked_s)
+        return of_tasks
+
+    async def _blame_tasks(self, name: str, incarnation: int, failed_at: float) -> bool:
         try:
             lost: list[LostCall] = await self.roles[name].lost_calls.remote(incarnation)
         except RayError:
@@ -292,6 +325,11 @@ class Crew:
                 return  # it has failed, and is asked when it is back
         await asyncio.sleep(TOLD_WITHIN_S)
         await self._dispatcher.lose_waiting(waiting - held)
+
+
+def living_nodes() -> set[str]:
+    """Of the cluster."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def _without(members: Any, name: str) -> dict[str, Any]:

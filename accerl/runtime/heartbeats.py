@@ -36,6 +36,7 @@ class Heartbeats:
         self._config = config
         self._here = here
         self._beats: dict[str, Beat] = {}
+        self._last: dict[str, Beat] = {}
         self._asked: dict[str, tuple[float, asyncio.Task[None]]] = {}
         self._looking: dict[str, asyncio.Task[None]] = {}
         self._reasons: dict[str, str] = {}
@@ -50,6 +51,15 @@ class Heartbeats:
     def reason(self, name: str) -> str | None:
         """Why the process of a role was ended here, told once; None: it ended by itself."""
         return self._reasons.pop(name, None)
+
+    def node(self, name: str) -> str | None:
+        """That the process of a role is on, or was; None if it never said so."""
+        note = read_note(self._folder, name) or self._last.get(name)
+        return None if note is None else note.node
+
+    def expect(self, name: str, reason: str) -> None:
+        """The process of a role is about to be ended by the caller."""
+        self._reasons[name] = reason
 
     def _attend(self, name: str, actor: Any) -> None:
         asked_at, asking = self._asked.get(name, (0.0, None))
@@ -70,7 +80,7 @@ class Heartbeats:
         except RayError:
             self._beats.pop(name, None)
             return
-        self._beats[name] = beat
+        self._beats[name] = self._last[name] = beat
         if beat.stalled_s > self._config.stall_s:
             await self._look(name, actor, True, f"its work has not moved for {beat.stalled_s:.0f} s")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -83,10 +83,20 @@ class Roles:
         """Those of one kind, the oldest first."""
         return {name: actor for name, actor in self._actors.items() if name.startswith(f"{kind}-")}
 
-    def add(self, kind: str) -> str:
-        """Create one more; returns its name."""
+    def add(self, kind: str, without: Collection[str] = ()) -> str:
+        """Create one more, on another node than these; returns its name."""
         number = self._numbers[kind]
         self._numbers[kind] += 1
+        self._create(kind, number, without)
+        return f"{kind}-{number}"
+
+    def remake(self, name: str, without: Collection[str]) -> None:
+        """Put another actor in the place of one, on another node than these."""
+        ray.kill(self._actors[name])
+        kind, _, number = name.rpartition("-")
+        self._create(kind, int(number), without)
+
+    def _create(self, kind: str, number: int, without: Collection[str]) -> None:
         name = f"{kind}-{number}"
         options: dict[str, Any] = {
             "max_restarts": -1,
@@ -95,11 +105,10 @@ class Roles:
             "lifetime": "detached",
             "get_if_exists": True,
             **resources(self._config, kind),
-            **self._strategy(kind, number),
+            **self._strategy(kind, number, without),
         }
         arguments = (self._config, self._wiring) if kind == "learner" else (self._config, number, self._wiring)
         self._actors[name] = ray.remote(self._kinds[kind]).options(**options).remote(*arguments)
-        return name
 
     def imagined(self) -> dict[str, Any]:
         """Shards that take and give what is imagined."""
@@ -141,15 +150,16 @@ class Roles:
         if self._shared is not None:
             remove_placement_group(self._shared)
 
-    def _strategy(self, kind: str, number: int) -> dict[str, Any]:
+    def _strategy(self, kind: str, number: int, without: Collection[str]) -> dict[str, Any]:
         """Where Ray may put it: beside the controller, on a shared device, or spread out."""
         if self._shared is not None and is_shared(self._config, kind, number):
             bundle = PlacementGroupSchedulingStrategy(self._shared, placement_group_bundle_index=0)
             return {"scheduling_strategy": bundle}
-        strategy: Any = "SPREAD"
         if kind in ("learner", "replay"):
-            strategy = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        return {"scheduling_strategy": strategy, "memory": TOKEN_BYTES}
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            return {"scheduling_strategy": here, "memory": TOKEN_BYTES}
+        elsewhere = {"label_selector": {"ray.io/node-id": f"!in({','.join(sorted(without))})"}} if without else {}
+        return {"scheduling_strategy": "SPREAD", "memory": TOKEN_BYTES, **elsewhere}
 
 
 def initial_counts(config: RunConfig) -> dict[str, int]:

@@ -82,6 +82,43 @@ def test_a_node_that_dies_takes_only_its_own_roles_and_they_go_on_elsewhere(
     assert run.metrics()[-1]["discarded_decisions"] == 0
 
 
+@pytest.mark.slow
+def test_a_node_on_which_processes_keep_failing_is_left_out(cluster: LocalCluster, start_run: StartRun) -> None:
+    bad = cluster.add()  # two cores there and two at the head: a worker has no other place
+    run = start_run(
+        {
+            "name": "lossy",
+            "cluster.address": cluster.address,
+            "rollout.num_workers": 2,
+            "rollout.slots_per_worker": 8,
+            "placement.rollout_cpus": 2,
+        }
+    )
+    wait_for(run, lambda status: status.get("updates", 0) >= 3)
+    (name,) = [name for name, node in node_of_role(cluster).items() if node == bad and name.startswith("rollout")]
+    while not any("left out for the rest" in incident["action"] for incident in run.incidents()):
+        number = len(run.incidents())
+        assert number < 10
+        node, process = cluster.actors()[f"lossy/{name}"]
+        assert node == bad
+        psutil.Process(process).kill()
+        wait_for(run, lambda _, number=number: len(run.incidents()) > number)
+        wait_for(
+            run, lambda _, process=process: cluster.actors().get(f"lossy/{name}", (bad, process)) != (bad, process)
+        )
+        before = run.status()["updates"]
+        wait_for(run, lambda status, before=before: status["updates"] > before + 2)
+
+    good = cluster.add()
+    wait_for(run, lambda _: node_of_role(cluster).get(name) == good)
+    assert bad not in node_of_role(cluster).values()
+    wait_for(run, lambda _: any(each.origin.startswith(name) for each in run.trajectories(16)))
+    run.stop()
+    assert run.metrics()[-1]["discarded_decisions"] == 0
+    cluster.remove(good)
+    cluster.remove(bad)
+
+
 def node_of_role(cluster: LocalCluster) -> dict[str, str]:
     """Of the roles that live at this moment."""
     return {name.removeprefix("lossy/"): node for name, (node, _) in cluster.actors().items()}

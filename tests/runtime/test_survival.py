@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
 
+from accerl.runtime.beat import note_path
 from accerl.runtime.run import Run
 from tests.runtime.test_scale import is_accounted_for
 
@@ -58,6 +60,21 @@ def test_a_controller_that_is_killed_or_stopped_is_replaced_by_one_that_finds_ev
     lines = run.metrics()
     assert run.status()["state"] == "finished"
     assert [line["updates"] for line in lines] == sorted(line["updates"] for line in lines)
+
+
+def test_a_process_that_cannot_be_made_is_made_anew_until_it_can(start_run: StartRun) -> None:
+    run = start_run({"limits.max_updates": 2000})
+    until(run, lambda: updates(run) >= 3)
+    process, note = process_of(run, "rollout-0"), note_path(run.folder, "rollout-0")
+    note.unlink()
+    (note / "in the way").mkdir(parents=True)
+    os.kill(process, signal.SIGKILL)
+    until(run, lambda: any(each["action"] == "made anew" for each in run.incidents()))
+    shutil.rmtree(note)
+    before = run.counters()["decisions"]
+    until(run, lambda: run.counters()["decisions"] > before + 100)
+    assert {each["role"] for each in run.incidents()} == {"rollout-0"}
+    assert any("Is a directory" in each["what"] for each in run.incidents())
 
 
 def test_processes_that_are_stopped_are_replaced(start_run: StartRun) -> None:
