@@ -4,12 +4,13 @@
 
 Looks at every process of the run every ten seconds: the memory that is its own (USS), its open files, its threads.
 After a warm-up a straight line is fitted to each. Prints a table by process and, last, one line of JSON; appends to
-results/soak.csv.
+results/soak.csv; what was seen is in looks.csv beside the run.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import sys
 import time
@@ -58,6 +59,10 @@ def main() -> int:
         counters, decisions_per_s = run.counters(), run.metrics()[-1]["decisions_per_s"]
     finally:
         run.stop()
+    with (run.folder / "looks.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [("process", *Look._fields), *((name, *look) for name in looks for look in looks[name])]
+        )
     rows = [grown(name, series) for name, series in sorted(looks.items())]
     columns = ("process", "looks", "memory_mb", "percent_per_hour", "standard_error", "files_grown", "threads_grown")
     show("after the warm-up", columns, rows)
