@@ -183,7 +183,7 @@ class Controller:
 @contextlib.contextmanager
 def ray_cluster(mib: int, folder: Path) -> Iterator[cluster.Connection]:
     """A cluster with room for two versions and some more."""
-    address, token_path = cluster.start(ClusterConfig(object_store_mb=int(2.5 * mib) + 100), folder)
+    address, token_path = cluster.start(ClusterConfig(object_store_mb=int(2.5 * mib) + 100), folder, folder)
     import ray
 
     kind: Any = ray.remote(Controller)
