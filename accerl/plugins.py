@@ -14,26 +14,24 @@ from accerl.config import ConfigError, suggest
 def find_object(path: str, field: str, known: Iterable[str]) -> Any:
     """What `path` names; `field` is where it stands in the configuration, `known` are the kinds built in.
 
-    Importing a module runs it: configurations are to be trusted like scripts. What is refused is what nobody can mean.
+    Importing a module runs it, so that a configuration is to be trusted like a script.
 
     Raises:
-        ConfigError: it is no such path, nothing to be called is there, or it is of Python itself.
+        ConfigError: it is no such path, nothing is there, or it is in Python's own library, where nothing is meant for
+            this and much does harm.
     """
     module_name, colon, name = path.partition(":")
     if not colon:
         raise ConfigError(f"{field}: {path!r} is unknown; {suggest(path, list(known))} (or 'package.module:name')")
-    if module_name.partition(".")[0] in sys.stdlib_module_names or name.startswith("_"):
-        raise ConfigError(f"{field}: {path!r} is none; name a public object of your own module")
+    if module_name.partition(".")[0] in sys.stdlib_module_names:
+        raise ConfigError(f"{field}: {path!r} is part of Python; name an object of a package of yours")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ConfigError(f"{field}: cannot import {module_name!r} ({error}); is it on sys.path?") from None
     if not hasattr(module, name):
         raise ConfigError(f"{field}: {module_name!r} has no {name!r}")
-    found = getattr(module, name)
-    if not callable(found):
-        raise ConfigError(f"{field}: {path!r} is a {type(found).__name__}, which cannot be called")
-    return found
+    return getattr(module, name)
 
 
 def load_extra(group: str, name: str, field: str, distribution: str) -> Any:

@@ -12,14 +12,23 @@ ROOT = Path(__file__).parents[1]
 WALKED = ("accerl", "accerl_wm", "accerl_ext", "benchmarks", "tutorials")
 UNPICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "pandas"}
 """Modules that turn bytes into code or objects of any kind."""
-SERVERS = {f"multiprocessing.connection.{name}" for name in ("Listener", "Client")}
+SERVERS = {"multiprocessing.connection.Listener", "multiprocessing.connection.Client"}
+SERVERS |= {"multiprocessing.managers.BaseManager", "multiprocessing.managers.SyncManager"}
 """They unpickle what comes over a socket. Pipes between a process and its children are nobody else's."""
 EXECUTES = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "runpy.run_path", "builtins.eval"}
-LOADS = {"torch.load": ("weights_only", True), "numpy.load": ("allow_pickle", False), "np.load": ("allow_pickle", False)}
+LOADS = {
+    "torch.load": ("weights_only", True),
+    "numpy.load": ("allow_pickle", False),
+    "np.load": ("allow_pickle", False),
+}
 """Functions that unpickle unless told otherwise, or when told to, and what they must be told."""
 SAFE_BY_DEFAULT = {"numpy.load", "np.load"}
 ALLOWED = {
     ("accerl/policies/openvla_oft/checkpoint.py", "pickle"): "the name of the error that weights_only=True raises",
+    (
+        "benchmarks/weight_peers.py",
+        "multiprocessing.managers.BaseManager",
+    ): "between its own processes, with a key that they inherit",
     ("accerl/runtime/cluster_doctor.py", "cloudpickle"): "says that a module is to be sent along; reads nothing",
 }
 """With the reason."""
@@ -40,7 +49,7 @@ def _forbidden(modules: Iterator[str] | list[str]) -> Iterator[str]:
     found = set()
     for module in modules:
         found |= UNPICKLES & set(module.split("."))
-        if module in SERVERS or module.startswith("multiprocessing.managers"):
+        if module in SERVERS:
             found.add(module)
     yield from found
 

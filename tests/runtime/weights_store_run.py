@@ -131,7 +131,7 @@ def wait_until_lost(ray: Any, controller: Any) -> None:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    cluster.start(ClusterConfig(object_store_mb=200), folder, temporary_folder())
+    cluster.start(ClusterConfig(object_store_mb=200), folder, folder)
     import ray
 
     print(json.dumps(dict(observe(ray))))
