@@ -2,9 +2,9 @@
 
     python -m tests.runtime.intruder    reads what it is told to attack from stdin, prints what it got
 
-It imports what it needs as the user who starts it, and then gives that user's rights up for good. Everything that it
-gets hold of is a line under `taken`, everything that was refused under `refused`: a test looks at both, so that an
-attack that never reached its target does not count as repelled.
+It imports what it needs as the user who starts it, and then gives that user's rights up for good. What it gets hold of
+is a line under `taken`, what was refused is counted under `refused`: a test looks at both, so that an attack that never
+reached its target does not count as repelled.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import json
 import os
 import signal
 import socket
-import stat
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -29,7 +28,7 @@ import zmq
 
 from accerl.config import ConfigError
 from accerl.runtime.run import attach, runs
-from accerl.runtime.wire import encode_requests
+from accerl.runtime.wire import decode_answers, encode_requests
 from accerl.types import DecisionRequest
 
 NOBODY = 65534
@@ -64,7 +63,7 @@ class Target:
     """What the intruder can know of the run from `ps` and `ls`."""
 
     root: Path
-    """Where runs are; everybody can list it."""
+    """Where runs and their temporary folders are; everybody can list it."""
     name: str
     processes: list[int]
     ports: list[int]
@@ -78,11 +77,18 @@ class Loot:
     taken: list[str] = field(default_factory=list)
     refused: dict[str, int] = field(default_factory=dict)
     """Number of attempts of each kind that came to nothing."""
+    guarded: list[int] = field(default_factory=list)
+    """Ports where a call was recognised, and refused for want of the token."""
     seen: list[str] = field(default_factory=list)
     """What everybody may see: command lines."""
 
     def refuse(self, kind: str) -> None:
         self.refused[kind] = self.refused.get(kind, 0) + 1
+
+    def guard(self, kind: str, port: int) -> None:
+        self.refuse(kind)
+        if port not in self.guarded:
+            self.guarded.append(port)
 
     def attempt(self, kind: str, what: object, action: Callable[[], object]) -> None:
         """Count an attempt that the system is to forbid."""
@@ -109,7 +115,7 @@ def main() -> None:
 
 
 def attack_files(target: Target, loot: Loot) -> None:
-    """The run's folder, shared memory, folders of the run in /tmp: read, list, write."""
+    """The run's folder, its temporary folder, shared memory: read, list, write."""
     folder = target.root / target.name
     loot.attempt("folder", folder, lambda: os.listdir(folder))
     loot.attempt("write", folder, lambda: (folder / "config.json").write_text("{}"))
@@ -117,10 +123,9 @@ def attack_files(target: Target, loot: Loot) -> None:
         loot.attempt("file", name, (folder / name).read_bytes)
     for path in Path("/dev/shm").glob(f"accerl-{target.name}-*"):
         loot.attempt("shared memory", path, path.read_bytes)
-    for path in Path("/tmp").glob("accerl-*"):
-        if path.is_dir() and path.stat().st_uid != NOBODY:
-            loot.attempt("private folder", path, lambda path=path: os.listdir(path))
-            loot.attempt("write", path, lambda path=path: (path / "x").write_text(""))
+    for path in target.root.glob("accerl-*"):
+        loot.attempt("private folder", path, lambda path=path: os.listdir(path))
+        loot.attempt("write", path, lambda path=path: (path / "x").write_text(""))
 
 
 def attack_processes(target: Target, loot: Loot) -> None:
@@ -152,7 +157,7 @@ def attack_unix_sockets(target: Target, loot: Loot) -> None:
     """Sockets of Ray and of the request path, whose names the kernel tells everybody."""
     for line in Path("/proc/net/unix").read_text().splitlines():
         path = line.split()[-1]
-        if path.startswith("/tmp/accerl-"):
+        if path.startswith(f"{target.root}/"):
             with socket.socket(socket.AF_UNIX) as client:
                 loot.attempt("unix socket", path, lambda client=client, path=path: client.connect(path))
 
@@ -205,7 +210,7 @@ def call_grpc(port: int, loot: Loot) -> None:
                 except grpc.RpcError as error:
                     refusal: Any = error
                     if refusal.code() == grpc.StatusCode.UNAUTHENTICATED:
-                        loot.refuse(f"grpc {call.partition('/')[0]}")
+                        loot.guard(f"grpc {call.partition('/')[0]}", port)
                     elif refusal.code() == grpc.StatusCode.UNAVAILABLE:
                         break  # no gRPC here
                     elif refusal.code() != grpc.StatusCode.UNIMPLEMENTED:
@@ -226,7 +231,7 @@ def call_http(port: int, loot: Loot) -> None:
         finally:
             client.close()
         if status in (401, 403):
-            loot.refuse("http")
+            loot.guard("http", port)
         elif status not in (400, 404, 415):
             loot.taken.append(f"http: {method} {path} on port {port}: {status}")
 
@@ -243,15 +248,14 @@ def ask_zmq(port: int, loot: Loot) -> None:
     client.linger = 0
     client.connect(f"tcp://127.0.0.1:{port}")
     client.send_multipart(encode_requests([0], [request], client="rollout-0", slots=None))
-    if client.poll(100):
-        loot.taken.append(f"zmq: port {port} answered {client.recv_multipart()[0][:80]!r}")
+    try:
+        if client.poll(100):
+            loot.taken.append(f"zmq: port {port}: {decode_answers(client.recv_multipart())}")
+    except ValueError:
+        pass  # a server of another protocol complains, and that looks like a message
     else:
         loot.refuse("zmq")
     client.close()
-
-
-def is_for_others(path: Path) -> bool:
-    return bool(stat.S_IMODE(path.lstat().st_mode) & 0o077)
 
 
 if __name__ == "__main__":
