@@ -13,9 +13,17 @@ from contextlib import suppress
 from pathlib import Path
 
 UMASK = 0o077
-"""Of the processes of a run: what they make is for this user alone."""
 LONGEST = 23
 """Of a temporary folder's parent: paths of sockets below it have at most 107 bytes, 84 of which Ray takes."""
+
+
+def keep_private() -> None:
+    """What this process and its children make is for this user alone; what torch compiles they find and leave in the
+    user's cache, and not, as by default, in a folder of /tmp that others can make before.
+    """
+    os.umask(UMASK)
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(_compiled())
 
 
 def temporary_folder() -> Path:
@@ -63,6 +71,16 @@ def check_writers(folder: Path) -> None:
     mode = stat.S_IMODE(folder.stat().st_mode)
     if mode & 0o022:
         raise PermissionError(f"{folder} can be written by others (mode {mode:o}); chmod go-w {folder}")
+
+
+def _compiled() -> Path:
+    """A temporary folder where the user has no home to write to."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "accerl" / "inductor"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return Path(tempfile.mkdtemp(prefix="accerl-"))
+    return folder
 
 
 def _check(path: Path, status: os.stat_result, wanted: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from accerl.config import ConfigError
-from accerl.private import LONGEST, check_writers, make_folder, read_secret, temporary_folder
+from accerl.private import LONGEST, check_writers, keep_private, make_folder, read_secret, temporary_folder
 from accerl.runtime.cluster import Connection
 from accerl.runtime.run import Run, attach, runs, write_status
 
@@ -94,6 +94,20 @@ def test_a_temporary_folder_is_short_and_private(tmp_path: Path, monkeypatch: py
         assert (folder.parent, mode(folder)) == (Path("/tmp"), 0o700)
     finally:
         folder.rmdir()
+
+
+def test_what_a_process_makes_and_compiles_is_its_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    before = os.umask(0o022)
+    try:
+        keep_private()
+        (tmp_path / "made").write_text("")
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "made") == 0o600
+    compiled = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert (compiled, mode(compiled)) == (tmp_path / "accerl" / "inductor", 0o700)
 
 
 def test_a_folder_that_others_write_to_is_no_place_for_a_run(tmp_path: Path):

@@ -22,7 +22,7 @@ from typing import Any
 
 from accerl.checkpoint import recover, save_policy
 from accerl.config import ConfigError, RunConfig
-from accerl.private import UMASK, temporary_folder
+from accerl.private import keep_private, temporary_folder
 from accerl.runtime import cluster
 from accerl.runtime.beat import SUSPECT_AFTER_S, Beat, examine
 from accerl.runtime.preflight import start_policy
@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--owner", type=int)
     arguments = parser.parse_args()
-    os.umask(UMASK)
+    keep_private()
     folder: Path = arguments.folder.resolve()  # actors of a cluster that runs already have another working directory
     config = RunConfig.load(folder / "config.json", {"root": folder.parent, "name": folder.name})
     stop = threading.Event()
