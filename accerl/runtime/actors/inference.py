@@ -95,7 +95,9 @@ class InferenceActor(Role):
         if self._config.cluster.address is not None:
             allowed = frozenset({self._wiring.client_keys.public})
             tcp = TcpDoor(host=ray.util.get_node_ip_address(), keys=self._wiring.server_keys, allowed=allowed)
-        for folder in (self._wiring.sockets.parent, self._wiring.sockets):
+        private = self._wiring.sockets.parent
+        private.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (private, self._wiring.sockets):
             make_folder(folder)  # on another node neither is there yet
         door = RequestServer(self._service, node_id(), self._wiring.sockets / f"{self.name}.{incarnation}", tcp)
         door.start()
