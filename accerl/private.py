@@ -66,11 +66,15 @@ def read_secret(path: Path) -> str:
         return file.read()
 
 
-def check_writers(folder: Path) -> None:
-    """Raises PermissionError if others can put something into the folder."""
+def shut_out_writers(folder: Path) -> None:
+    """Let nobody else put something into the folder; who may read it stays.
+
+    Raises:
+        PermissionError: it belongs to somebody else.
+    """
     mode = stat.S_IMODE(folder.stat().st_mode)
     if mode & 0o022:
-        raise PermissionError(f"{folder} can be written by others (mode {mode:o}); chmod go-w {folder}")
+        folder.chmod(mode & ~0o022)
 
 
 def _compiled() -> Path:

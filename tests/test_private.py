@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from accerl.config import ConfigError
-from accerl.private import LONGEST, check_writers, keep_private, make_folder, read_secret, temporary_folder
+from accerl.private import LONGEST, keep_private, make_folder, read_secret, shut_out_writers, temporary_folder
 from accerl.runtime.cluster import Connection
 from accerl.runtime.run import Run, attach, runs, write_status
 
@@ -110,12 +110,11 @@ def test_what_a_process_makes_and_compiles_is_its_users_alone(tmp_path: Path, mo
     assert (compiled, mode(compiled)) == (tmp_path / "accerl" / "inductor", 0o700)
 
 
-def test_a_folder_that_others_write_to_is_no_place_for_a_run(tmp_path: Path):
-    tmp_path.chmod(0o755)
-    check_writers(tmp_path)
-    tmp_path.chmod(0o775)
-    with pytest.raises(PermissionError, match=rf"can be written by others \(mode 775\); chmod go-w {tmp_path}"):
-        check_writers(tmp_path)
+def test_others_may_look_into_a_folder_but_no_longer_write_to_it(tmp_path: Path):
+    for before, after in ((0o755, 0o755), (0o775, 0o755), (0o777, 0o755), (0o700, 0o700)):
+        tmp_path.chmod(before)
+        shut_out_writers(tmp_path)
+        assert mode(tmp_path) == after
 
 
 # --- attaching --------------------------------------------------------------------------------------------------------

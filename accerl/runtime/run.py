@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from accerl.config import ConfigError, RunConfig
 from accerl.files import is_full, read_lines, write_file
-from accerl.private import check_writers
+from accerl.private import shut_out_writers
 from accerl.recent import Cursor, Seen, Source, check_source, watch_folder
 from accerl.runtime.bridge import Bridge, spawn
 from accerl.types import Trajectory
@@ -391,18 +391,21 @@ def write_status(folder: Path, fields: dict[str, Any]) -> None:
 
 
 def _make(folder: Path) -> None:
-    """The folder of a run: a new one only this user can enter; one that is there keeps its readers.
+    """The folder of a run: a new one only this user can enter; one that is there keeps its readers, but nobody else
+    writes to it.
 
     Raises:
-        ConfigError: others can write into it.
+        ConfigError: others do, and this user cannot forbid it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     try:
-        check_writers(folder)
-    except PermissionError as error:
-        raise ConfigError(f"name: {error}") from None
+        shut_out_writers(folder)
+    except PermissionError:
+        raise ConfigError(
+            f"name: {folder} belongs to somebody else and others can write to it; choose another"
+        ) from None
 
 
 def _check_resumable(folder: Path) -> None:
