@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from accerl.config import ConfigError, DemosConfig, EnvConfig
 from accerl.envs.libero.suites import SUITES as LIBERO
-from accerl.files import write_file
+from accerl.files import within, write_file
 from accerl.protocols import Env, Expert
 from accerl.rollout import derive_seed
 from accerl.statistics import summarize
@@ -197,7 +197,7 @@ def every_of(index: Mapping[str, Any]) -> int:
 def read_shard(folder: Path, shard: Mapping[str, Any], every: int, failures: bool = False) -> Iterator[Demonstration]:
     """The episodes of one shard of the index, one by one; failed ones if they are asked for."""
     first_action = first_frame = 0
-    with safe_open(folder / shard["file"], framework="numpy") as arrays:
+    with safe_open(within(folder, shard["file"]), framework="numpy") as arrays:
         columns = {name: arrays.get_slice(name) for name in ("images", "proprio", "action")}
         last = {name: arrays.get_slice(name) for name in LAST if name in arrays.keys()}  # noqa: SIM118 - no mapping
         for row, episode in enumerate(shard["episodes"]):

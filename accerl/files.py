@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from accerl.config import ConfigError
+
 
 class replaced:  # noqa: N801 - reads as a verb: with replaced(folder) as temporary
     """A context that gives a temporary folder and puts it, synced, in the place of `folder` when nothing was raised."""
@@ -87,6 +89,17 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def within(folder: Path, name: str) -> Path:
+    """The file that an index names, which must lie in the folder itself.
+
+    Raises:
+        ConfigError: the name leads elsewhere.
+    """
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ConfigError(f"{folder}: its index names {name!r}, which is no file in it; where does it come from?")
+    return folder / name
 
 
 def read_lines(path: Path, after: int = 0) -> list[dict[str, Any]]:

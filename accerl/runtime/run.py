@@ -7,6 +7,7 @@ joins the cluster (`accerl.runtime.bridge`), so that a cluster that dies does no
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from accerl.config import ConfigError, RunConfig
 from accerl.files import is_full, read_lines, write_file
+from accerl.private import shut_out_writers
 from accerl.recent import Cursor, Seen, Source, check_source, watch_folder
 from accerl.runtime.bridge import Bridge, spawn
 from accerl.types import Trajectory
@@ -61,7 +63,8 @@ def launch(config: RunConfig, *, resume: bool | Literal["auto"] = False, owner_p
         _check_resumable(folder)
     elif (folder / "config.json").exists():
         raise ConfigError(f"name: {folder} holds a run; resume it, remove it, or choose another name")
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    _make(folder)
+    (folder / "logs").mkdir(exist_ok=True)
     (folder / "connection.json").unlink(missing_ok=True)
     (folder / "config.json").write_text(config.model_dump_json(indent=1))
     write_status(folder, {"state": "starting", "reason": "", "host": socket.gethostname()})
@@ -76,11 +79,15 @@ def attach(run: str | Path, root: Path = Path("runs")) -> Run:
         run: its name below `root`, or its folder.
 
     Raises:
-        ConfigError: there is no such run.
+        ConfigError: there is no such run, or it is somebody else's.
     """
     for folder in (root / run, Path(run)):
-        if (folder / "config.json").exists():
-            return Run(folder)
+        try:
+            if (folder / "config.json").exists():
+                return Run(folder)
+        except PermissionError:
+            owner = folder.stat().st_uid
+            raise ConfigError(f"run: {folder} belongs to user {owner}, who alone may enter it; go on there") from None
     known = ", ".join(other.name for other in runs(root)) or "none"
     raise ConfigError(f"run: there is no run {str(run)!r} below {root}; known: {known}")
 
@@ -381,6 +388,24 @@ def write_status(folder: Path, fields: dict[str, Any]) -> None:
         if not is_full(error):
             raise
         print(f"{path} is out of date, the disk is full", file=sys.stderr, flush=True)
+
+
+def _make(folder: Path) -> None:
+    """The folder of a run: a new one only this user can enter; one that is there keeps its readers, but nobody else
+    writes to it.
+
+    Raises:
+        ConfigError: others do, and this user cannot forbid it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    try:
+        shut_out_writers(folder)
+    except PermissionError:
+        raise ConfigError(
+            f"name: {folder} belongs to somebody else and others can write to it; choose another"
+        ) from None
 
 
 def _check_resumable(folder: Path) -> None:
