@@ -67,7 +67,9 @@ class Page(HTMLParser):
 
 def problems(site: Path) -> list[str]:
     """Sentences that name a page and what is wrong with it; none: it is whole."""
-    return [f"{path.relative_to(site)}: {said}" for path in sorted(site.rglob("*.html")) for said in _of(path, site)] + [
+    return [
+        f"{path.relative_to(site)}: {said}" for path in sorted(site.rglob("*.html")) for said in _of(path, site)
+    ] + [
         f"{path.relative_to(site)}: {said}"
         for path in sorted(site.rglob("*.css"))
         for address in _in_style(path.read_text())

@@ -42,6 +42,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         "Reference": [{"Command line": reference.COMMAND_LINE}, *chapters],
     }
     config.nav = [{name: filled.get(name, pages) for name, pages in part.items()} for part in config.nav or []]
+    if (ROOT / "SECURITY.md").is_file():
+        config.nav[0]["Overview"].append({"Security": "security.md"})
     return config
 
 

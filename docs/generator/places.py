@@ -1,4 +1,4 @@
-"""Where a file of the repository is in the site: a page, an anchor of the reference, or its text on a page of its own."""
+"""Where a file of the repository is in the site: a page, a part of the reference, or its text on a page of its own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def origin_of(page: str) -> str:
 
 
 def place_of(path: str) -> str:
-    """Of a file or folder of the repository, as it is linked to from a page at the top; with an anchor where it has one."""
+    """Of a file or folder of the repository, as a page at the top links to it; with an anchor where it has one."""
     if path in RENAMED:
         return RENAMED[path]
     if path.startswith(("docs/", "tutorials/")) and path.endswith((".md", ".ipynb", *PICTURES)):

@@ -34,8 +34,8 @@ CHAPTERS = (
     Chapter(
         file="runs",
         title="Runs",
-        about="What starts a run, watches it, steers it and goes on with it. The names of `accerl` itself are `launch`, "
-        "`attach`, `runs`, `Run`, `RunConfig` and `ConfigError`.",
+        about="What starts a run, watches it, steers it and goes on with it. The names of `accerl` itself are "
+        "`launch`, `attach`, `runs`, `Run`, `RunConfig` and `ConfigError`.",
         modules=("accerl", "accerl.runtime.run", "accerl.runtime.inline", "accerl.runtime.knobs"),
     ),
     Chapter(
@@ -206,9 +206,15 @@ def command_line() -> str:
     from accerl.quickstart import COMMAND as QUICKSTART
     from accerl_wm.cli import COMMANDS as WORLD_MODEL
 
-    parts = ["# Command line", "What each command prints with `--help`: the same definitions, read when this page was made."]
+    parts = [
+        "# Command line",
+        "What each command prints with `--help`: the same definitions, read when this page was made.",
+    ]
     starts = [*COMMANDS.values(), *WORLD_MODEL.values(), QUICKSTART]
-    parts += [f"## {command.start or f'accerl {command.name}'}\n\n```text\n{printed(command.help())}\n```" for command in starts]
+    parts += [
+        f"## {command.start or f'accerl {command.name}'}\n\n```text\n{printed(command.help())}\n```"
+        for command in starts
+    ]
     return "\n\n".join(parts) + "\n"
 
 
