@@ -31,6 +31,8 @@ OF_OTHERS = re.compile(
     re.DOTALL,
 )
 """What nbconvert would fetch from elsewhere."""
+NOT_SEARCHED = ('<div class="clipboard-copy-txt"', '<span class="notice"')
+"""What a button copies, which is in the page a second time, and what it says."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -41,9 +43,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         "Tutorials": [{"All": "tutorials/index.md"}, *({_title(path): f"tutorials/{path.name}"} for path in TUTORIALS)],
         "Reference": [{"Command line": reference.COMMAND_LINE}, *chapters],
     }
-    config.nav = [{name: filled.get(name, pages) for name, pages in part.items()} for part in config.nav or []]
+    parts: list[dict[str, Any]] = config.nav or []
+    config.nav = [{name: filled.get(name, pages) for name, pages in part.items()} for part in parts]
     if (ROOT / "SECURITY.md").is_file():
-        config.nav[0]["Overview"].append({"Security": "security.md"})
+        parts[0]["Overview"].append({"Security": "security.md"})
     return config
 
 
@@ -85,6 +88,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     if page.file.src_uri.endswith(".ipynb"):
+        for start in NOT_SEARCHED:
+            content = content.replace(start, f"{start} data-search-exclude")
         return IN_NOTEBOOKS.sub(_in_notebook, OF_OTHERS.sub("", content))
     content = DISPLAY.sub(lambda found: _equation(found[1], "block"), content)
     return INLINE.sub(lambda found: _equation(found[1], "inline"), content)

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import torch
 
-from accerl.config import EnvConfig, ImaginationConfig, RunConfig
+from accerl.config import (
+    EnvConfig,
+    ImaginationConfig,
+    LearnerConfig,
+    LimitsConfig,
+    ObjectiveConfig,
+    ReplayConfig,
+    RunConfig,
+)
 from accerl.envs import make_env
 from accerl.metrics import RunMetrics
 from accerl.policies.tiny_vla import TinyVLA, TinyVLAConfig
@@ -40,10 +48,10 @@ def test_every_key_of_an_update_and_of_what_was_played_is_explained():
     env = EnvConfig(suite="dots", tasks=("red", "blue"), image_size=16, chunk_length=2, max_decisions=5)
     config = RunConfig(
         env=env,
-        replay={"min_decisions": 32, "capacity_decisions": 256},
-        learner={"batch_decisions": 48, "value_warmup_updates": 1},
-        objective={"reference_kl": 0.1},
-        limits={"max_updates": 2},
+        replay=ReplayConfig(min_decisions=32, capacity_decisions=256),
+        learner=LearnerConfig(batch_decisions=48, value_warmup_updates=1),
+        objective=ObjectiveConfig(reference_kl=0.1),
+        limits=LimitsConfig(max_updates=2),
     )
     torch.manual_seed(0)
     instructions = [f"go to the {task} dot" for task in env.tasks]
@@ -88,6 +96,8 @@ def written() -> Iterator[str]:
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
                 yield node.value
             elif isinstance(node, ast.JoinedStr):
-                parts = [re.escape(part.value) if isinstance(part, ast.Constant) else r"\w*" for part in node.values]
+                parts = [
+                    re.escape(str(part.value)) if isinstance(part, ast.Constant) else r"\w*" for part in node.values
+                ]
                 if any(part.strip("\\w*_. ") for part in parts):
                     yield "".join(parts)
