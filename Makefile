@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv system browser quickstart lint test tutorials check-tutorials lab clean
+.PHONY: help venv system browser quickstart lint test tutorials check-tutorials lab docs clean
 
 EXTRAS ?= libero,lerobot,wm,kernels,dev
 WORKERS ?= 2
@@ -82,6 +82,11 @@ tutorials: venv system ## execute the tutorials whose source has changed
 lab: venv system ## JupyterLab in tutorials/
 	$(BIN)/jupyter lab --notebook-dir tutorials $(ARGS)
 
+docs: venv ## a site of pages, tutorials and docstrings that needs no network: site/index.html; every link is checked
+	@$(BIN)/python -c 'import latex2mathml, material, mkdocs_jupyter, mkdocstrings' 2>/dev/null || \
+	  $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m docs.generator $(ARGS)
+
 clean: ## remove .venv, caches and builds; runs/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist accerl_wm/dist accerl_ext/dist
-	find accerl accerl_wm accerl_ext benchmarks tests tutorials -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist site accerl_wm/dist accerl_ext/dist
+	find accerl accerl_wm accerl_ext benchmarks docs tests tutorials -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

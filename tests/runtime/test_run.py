@@ -21,6 +21,7 @@ from accerl.envs import make_env
 from accerl.evaluation import evaluate, plan_episodes
 from accerl.inference import PolicyServer
 from accerl.runtime.run import Run, attach, runs
+from tests.docs.explained import unexplained
 from tests.runtime.conftest import DOTS, launching
 
 START_WITHIN_S = 120.0
@@ -33,6 +34,7 @@ def test_the_asynchronous_loop_learns(start_run: StartRun, start: Path) -> None:
     assert run.wait(START_WITHIN_S + 240) == "finished"
     line = run.metrics()[-1]
     assert line["discarded_decisions"] == 0
+    assert not unexplained(run.metrics())
     assert line["run_policy_lag_max"] >= 1, "nothing was trained off-policy, so nothing ran asynchronously"
     before, after = (success_of(load_policy(folder)) for folder in (start, run.checkpoints()[-1]))
     assert after.interval[0] > before.interval[1], f"{before} before, {after} after"

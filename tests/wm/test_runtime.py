@@ -19,6 +19,7 @@ from accerl.runtime.preflight import check
 from accerl.runtime.run import Run
 from accerl_wm import observation, reward, store
 from accerl_wm.cli import main
+from tests.docs.explained import unexplained
 from tests.runtime.conftest import DOTS, launching, start  # noqa: F401 - a fixture
 
 WITHIN_S = 240.0
@@ -105,6 +106,7 @@ def test_policy_and_models_learn_beside_each_other_and_survive_the_death_of_the_
     given = store.load_model(world, "observation").state_dict()
     assert any(not torch.equal(trained[name], given[name]) for name in given)
     assert run.metrics()[-1]["discarded_decisions"] == 0
+    assert not unexplained(run.metrics())
 
 
 def test_pooled_models_answer_several_imaginations_and_are_replaced_when_they_are_killed(
@@ -141,6 +143,7 @@ def test_pooled_models_answer_several_imaginations_and_are_replaced_when_they_ar
     run.stop()
     assert run.wait(60) == "finished"
     assert run.metrics()[-1]["discarded_decisions"] == 0
+    assert not unexplained(run.metrics())
 
 
 def test_models_that_are_wrong_are_not_learned_from_and_the_run_goes_on_with_what_is_real(
