@@ -62,6 +62,8 @@ class EvalOptions(DataOptions):
     out: Path | None = None
     """JSON file for the figures; a film strip goes beside it. None: into the folder of the world model, or for one that
     is shipped into this one."""
+    lpips: Path | None = None
+    """Weights of LPIPS as safetensors, which docs/world_model.md says how to make; None: that distance is left out."""
     strip_decisions: Positive = 10
     """Length of the film strip."""
     device: str = "cpu"
@@ -118,13 +120,14 @@ def evaluate(options: EvalOptions) -> int:
     import imageio.v3 as iio
 
     from accerl.files import write_file
-    from accerl_wm import evaluation, store
+    from accerl_wm import evaluation, perceptual, store
 
     facts = store.read_facts(options.world_model)
     world = store.load(options.world_model, options.device)
     frames, env = read_data(options)
     check_fit(EnvConfig(**facts["env"]), env)
-    rows = evaluation.drift(world, frames, HORIZONS)
+    weights = None if options.lpips is None else perceptual.load(options.lpips, options.device)
+    rows = evaluation.drift(world, frames, HORIZONS, weights)
     if not rows:
         raise ConfigError("held_out: no episode is held out; raise it")
     show_drift(rows)
@@ -266,7 +269,7 @@ def _settings(options: TrainOptions) -> dict[str, Any]:
 
 
 def show_drift(rows: Sequence[dict[str, Any]]) -> None:
-    names = ("horizon", "windows", "psnr", "copy", "changed", "ssim", "proprio_rmse")
+    names = list(rows[0])
     say("  ".join(f"{name:>12s}" for name in names))
     for row in rows:
         say("  ".join(f"{row[name]:12.3f}" if isinstance(row[name], float) else f"{row[name]:12d}" for name in names))
