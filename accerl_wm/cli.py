@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from accerl.cli.command import Command
 from accerl.config import ConfigError, EnvConfig, Fraction, Positive, Section, suggest
 from accerl.console import progress, say
-from accerl_wm.config import CosmosOptions, ObservationTraining, RewardTraining
+from accerl_wm.config import CosmosOptions, LargeOptions, ObservationTraining, RewardTraining
 from accerl_wm.fit import check_fit
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ class TrainOptions(DataOptions):
     """Family of the observation model: `deterministic`, the most likely picture in one pass; `diffusion`, one of the
     possible ones in a few; `cosmos`, a pretrained video model that learns what actions do; or your own,
     `package.module:Class`."""
+    reward_kind: str = "convolutional"
+    """Family of the reward model: `convolutional`, small; `openvla_oft`, a policy's first layers; or your own,
+    `package.module:Class`."""
     history: Positive = 2
     """Decisions that it looks back on."""
     window: Positive | None = None
@@ -50,6 +53,7 @@ class TrainOptions(DataOptions):
     num_threads: Positive = 1
     """Torch threads on a CPU."""
     cosmos: CosmosOptions = CosmosOptions()
+    large: LargeOptions = LargeOptions()
     observation: ObservationTraining = ObservationTraining()
     reward: RewardTraining = RewardTraining()
 
@@ -222,7 +226,7 @@ def new_models(options: TrainOptions, frames: FrameBuffer) -> tuple[TrainableObs
     import numpy as np
 
     from accerl.statistics import summarize
-    from accerl_wm import observation, reward
+    from accerl_wm import observation
 
     episodes = frames.episodes()
     num_cameras, image_size = episodes[0].images.shape[1:3]
@@ -245,7 +249,21 @@ def new_models(options: TrainOptions, frames: FrameBuffer) -> tuple[TrainableObs
     except ValueError as error:
         raise ConfigError(f"window: {' '.join(str(error).split())}") from None
     words = sorted({word for episode in episodes for word in episode.instruction.lower().split()})
-    return observing, reward.build({"kind": "convolutional", **scene, "vocabulary": words})
+    return observing, _new_reward(options, {**scene, "vocabulary": words})
+
+
+def _new_reward(options: TrainOptions, scene: dict[str, Any]) -> TrainableRewardModel:
+    """Raises ConfigError: there is no such kind, or no policy that it can be cut from."""
+    from accerl.checkpoint import load_policy
+    from accerl_wm import reward
+
+    if options.reward_kind != "openvla_oft":
+        return reward.build({"kind": options.reward_kind, **scene})
+    section = options.large
+    if section.policy is None:
+        raise ConfigError("large.policy: is missing; give the folder of an OpenVLA-OFT")
+    policy = load_policy(section.policy)
+    return reward.LargeReward.cut_from(policy, section.num_layers, section.freeze_vision)
 
 
 def _settings(options: TrainOptions) -> dict[str, Any]:
