@@ -96,12 +96,12 @@ class Perceptual:
         """The mean over cameras; 0 for what is equal.
 
         Raises:
-            ValueError: the pictures are smaller than what the trunk makes one number of.
+            ConfigError: the pictures are smaller than what the trunk makes one number of.
         """
         least = 31 if self.name == "alex" else 16
         if min(predicted.shape[2:4]) < least:
-            raise ValueError(
-                f"pictures of {min(predicted.shape[2:4])} pixels are too small for {self.name}, from {least} on"
+            raise ConfigError(
+                f"lpips: pictures of {min(predicted.shape[2:4])} pixels are too small for {self.name}, from {least} on"
             )
         with torch.inference_mode():
             layers = zip(self._features(predicted), self._features(truth), strict=True)

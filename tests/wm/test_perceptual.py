@@ -117,5 +117,5 @@ def test_a_pickle_is_not_read_and_pictures_that_are_too_small_are_refused(tmp_pa
     torch.save(weights("alex"), tmp_path / "alex.pth")
     with pytest.raises(ConfigError, match=r"lpips: .*alex\.pth cannot be used"):
         load(tmp_path / "alex.pth")
-    with pytest.raises(ValueError, match="pictures of 16 pixels are too small for alex, from 31 on"):
+    with pytest.raises(ConfigError, match="lpips: pictures of 16 pixels are too small for alex, from 31 on"):
         Perceptual(weights("alex"))(plain(0, side=16), plain(0, side=16))
