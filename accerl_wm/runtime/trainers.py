@@ -52,7 +52,7 @@ class TrainerActor(Role):
         self._published = 0
         folder, checkpoints = world_folder(config), config.folder / "checkpoints"
         self._saver = CompanionWriter(folder, checkpoints, self.kind, self._accompany, self._say_not_saved)
-        self._loss = float("nan")
+        self._loss: float | None = None
 
     @abstractmethod
     def _make_trainer(self, frames: FrameBuffer) -> Trainer: ...
@@ -94,7 +94,7 @@ class TrainerActor(Role):
     async def health(self) -> dict[str, float]:
         found = {**await super().health(), "progress": self._updates}
         report = {f"{self.kind}_updates": float(self._updates), f"{self.kind}_published": float(self._published)}
-        if self._updates:
+        if self._loss is not None:
             report[f"{self.kind}_loss"] = self._loss
         return found | {f"{REPORT}{name}": value for name, value in report.items()}
 
