@@ -25,6 +25,8 @@ from accerl_wm.cli import main
 from tests.runtime.conftest import DOTS, launching, start  # noqa: F401 - a fixture
 
 WITHIN_S = 240.0
+OPEN = {"distrusted": 0.0, "trusted": 0.0, "audited_episodes": 5}
+"""No gate: fewer real episodes than it judges by."""
 SEEN = DOTS.model_copy(update={"image_size": 32})
 
 
@@ -79,7 +81,7 @@ def wait_for(run: Run, condition: Any, within_s: float = WITHIN_S, after: int = 
 def test_policy_and_models_learn_beside_each_other_and_survive_the_death_of_the_imagination(
     launch_one: Any, world: Path, data: Path
 ):
-    gate = {"distrusted": 0.0, "trusted": 0.0}  # what such a small model is worth is not the matter here
+    gate = OPEN  # what such a small model is worth is not the matter here
     updates = {"observation_updates": 0.05, "reward_updates": 0.1, "frames_on_disk": True}
     run: Run = launch_one(imagining(world, data, **gate, **updates))
     line = wait_for(
@@ -115,7 +117,7 @@ def test_policy_and_models_learn_beside_each_other_and_survive_the_death_of_the_
 def test_each_role_of_the_imagination_may_be_killed_and_a_resumed_run_has_the_models_of_its_checkpoint(
     launch_one: Any, world: Path, data: Path
 ):
-    settings = {"distrusted": 0.0, "trusted": 0.0, "observation_updates": 0.05, "reward_updates": 0.1}
+    settings = {**OPEN, "observation_updates": 0.05, "reward_updates": 0.1}
     wanted = imagining(world, data, **settings) | {"learner.checkpoint_every_s": 5.0}
     run: Run = launch_one(wanted)
     wait_for(run, lambda line: line.get("world_model_version", 0) >= 2 and line["updates"] >= 2)
@@ -171,7 +173,7 @@ def wait_for_news(run: Run, before: dict[str, Any]) -> None:
 def test_pooled_models_answer_several_imaginations_and_are_replaced_when_they_are_killed(
     launch_one: Any, world: Path, data: Path
 ):
-    settings = {"distrusted": 0.0, "trusted": 0.0, "observation_updates": 0.05, "reward_updates": 0.1}
+    settings = {**OPEN, "observation_updates": 0.05, "reward_updates": 0.1}
     run: Run = launch_one(imagining(world, data, placement="pooled", num_workers=2, service_wait_s=0.02, **settings))
     line = wait_for(
         run,
