@@ -14,8 +14,8 @@ from accerl.types import BatchRule, Trajectory
 
 
 class MixedSource:
-    """A `TrajectorySource` over two. A part that is there waits for the other one; imagined decisions that are waited for
-    when the share falls to 0 are replaced by real ones.
+    """A `TrajectorySource` over two. A part that is there waits for the other one; imagined decisions that are waited
+    for when the share falls to 0 are replaced by real ones.
 
     Args:
         share: of the imagined decisions, asked for each batch and while they are waited for; from 0, nothing imagined,
