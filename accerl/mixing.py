@@ -14,10 +14,12 @@ from accerl.types import BatchRule, Trajectory
 
 
 class MixedSource:
-    """A `TrajectorySource` over two. A part that is there waits for the other one; neither is drawn twice for a batch.
+    """A `TrajectorySource` over two. A part that is there waits for the other one; imagined decisions that are waited
+    for when the share falls to 0 are replaced by real ones.
 
     Args:
-        share: of the imagined decisions, asked once a batch; from 0, nothing imagined, to below 1.
+        share: of the imagined decisions, asked for each batch and while they are waited for; from 0, nothing imagined,
+            to below 1.
     """
 
     def __init__(self, real: TrajectorySource, imagined: TrajectorySource, share: Callable[[], float]):
@@ -38,6 +40,9 @@ class MixedSource:
         while self._wanted:
             source, num = self._wanted[0]
             drawn = source.sample(num, batch, timeout_s)
+            if not drawn and source is self._imagined and self._share() == 0:  # none comes any more
+                self._wanted[0] = (self._real, num)
+                continue
             if not drawn:
                 return ()
             self._drawn += drawn

@@ -53,6 +53,18 @@ def test_the_share_may_change_from_batch_to_batch_and_without_any_nothing_imagin
     assert mixed.sample(40, 1, 0.0) == ["real 40"]
 
 
+def test_a_batch_that_waits_for_imagined_decisions_is_filled_with_real_ones_when_nothing_is_imagined_any_more():
+    shares = [0.75]
+    real, imagined = Source("real", 100), Source("imagined", 0)
+    mixed = MixedSource(real, imagined, lambda: shares[-1])
+    assert mixed.sample(40, 0, 0.0) == ()
+    shares.append(0.0)
+    real.has = 20
+    assert mixed.sample(40, 0, 0.0) == (), "it waits for real ones now"
+    real.has = 100
+    assert mixed.sample(40, 0, 0.0) == ["real 10", "real 30"]
+
+
 def test_decisions_one_by_one_cannot_be_mixed():
     with pytest.raises(NotImplementedError, match="whole batches"):
         MixedSource(Source("real", 1), Source("imagined", 1), lambda: 0.5).take(1, BatchRule(), 0, 0.0)

@@ -129,6 +129,7 @@ class LearnerActor(Role):
         told = steering.told
         while not (steering.state["stop"] or self._is_done()):
             self._num_looks += 1
+            self._imagined_share = steering.state["imagined_share"]
             if steering.told > told:  # what was trained on is let go once the controller knows it
                 told = steering.told
                 self._source.confirm(told - 1)
@@ -167,7 +168,6 @@ class LearnerActor(Role):
             if learner.version % learner.publish_every == 0 or self._config.max_policy_lag == 0:
                 publisher.publish(self._policy, learner.version)
         steering.tell(update, learner.version, episodes)
-        self._imagined_share = steering.state["imagined_share"]
         self._turn(steering.state["knobs"])
 
     def _is_done(self) -> bool:

@@ -5,10 +5,12 @@ from typing import Any, cast
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from accerl_wm.carriers import Frames, Windows
 from accerl_wm.observation import build
+from accerl_wm.observation.layers import to_pixels, to_planes
 from accerl_wm.protocols import TrainableObservationModel
 from tests.wm.observation.moving_dot import CHUNK, SIZE, psnr, windows
 
@@ -162,6 +164,22 @@ def test_a_model_is_rebuilt_from_its_configuration_and_weights(kind: str):
     assert torch.equal(first.images, second.images)
     assert torch.equal(first.proprio, second.proprio)
     assert again.config_dict() == model.config_dict()
+
+
+def test_planes_are_those_of_torch_and_come_back_as_the_same_pixels():
+    pixels = torch.randint(0, 256, (2, 3, 6, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    planes = to_planes(pixels)
+    assert torch.equal(planes, F.pixel_unshuffle(pixels, 2)) and torch.equal(to_pixels(planes), pixels)
+    assert torch.equal(to_pixels(planes.float()), F.pixel_shuffle(planes.float(), 2))
+
+
+@pytest.mark.parametrize("window", [None, 16])
+def test_a_picture_of_levels_is_predicted_as_the_same_picture_scaled(window: int | None):
+    model: Any = randomized(build(config("deterministic", window=window)))
+    past, actions, _ = split(windows(4, 2, seed=5))
+    with torch.no_grad():
+        scaled, _ = model(model.scaling.images_in(past.images), model.scaling.proprio_in(past.proprio), actions)
+    assert torch.equal(model.predict(past, actions).images, model.scaling.images_out(scaled))
 
 
 def test_scaled_proprioception_comes_back_in_its_own_units():
