@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from accerl.config import ConfigError
-from accerl.files import discard, replaced, sweep
+from accerl.files import discard, replaced, set_aside, sweep
 from accerl.manifest import Damaged, read_manifest, verify, write_manifest
 from accerl.policies import restore_policy
 from accerl.protocols import Policy
@@ -221,10 +221,7 @@ def recover(folder: Path) -> Newest:
     sweep(folder)
     newest = newest_whole(folder)
     for path in newest.damaged:
-        target = path.with_name(f"damaged-{path.name}")
-        if target.exists():
-            discard(target)
-        path.rename(target)
+        set_aside(path)
     return newest
 
 

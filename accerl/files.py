@@ -50,6 +50,14 @@ def discard(folder: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
+def set_aside(folder: Path) -> None:
+    """Give a damaged folder a name that nobody takes it by."""
+    target = folder.with_name(f"damaged-{folder.name}")
+    if target.exists():
+        discard(target)
+    folder.rename(target)
+
+
 def sweep(folder: Path) -> None:
     """Remove what a killed process left of `replaced` and `discard`; what it was just replacing is put back."""
     for path in folder.glob(".*"):

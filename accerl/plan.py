@@ -92,7 +92,19 @@ def _loads(config: RunConfig, costs: Costs) -> list[Load]:
     service = inference_bytes(costs) / GIB
     for number, place in enumerate(all_places[num_ranks:]):
         loads.append(Load(f"inference-{number}", place, service, "weights, and the next version of them"))
-    return [*loads, _replay(config, costs), *_simulation(config)]
+    return [*loads, *_imagination(config, service, all_places), _replay(config, costs), *_simulation(config)]
+
+
+def _imagination(config: RunConfig, policy_gib: float, others: Sequence[str]) -> list[Load]:
+    """The policy in each process that imagines, on GPUs of their own; the models' sizes are not known here."""
+    section = config.imagination
+    first = 1 + max((int(place.removeprefix("GPU ")) for place in others if place != "host"), default=-1)
+    places = [f"GPU {first + int(number * section.gpus)}" for number in range(section.num_workers)]
+    parts = "the policy's weights, and the next version of them; the world model comes on top"
+    return [
+        Load(f"imagination-{number}", place if section.gpus else "host", policy_gib, parts)
+        for number, place in enumerate(places if section.enabled else [])
+    ]
 
 
 def _replay(config: RunConfig, costs: Costs) -> Load:

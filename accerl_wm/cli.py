@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from accerl.cli.command import Command
 from accerl.config import ConfigError, EnvConfig, Fraction, Positive, Section, suggest
 from accerl.console import progress, say
-from accerl_wm.config import CosmosOptions, ObservationTraining, RewardTraining
+from accerl_wm.config import CosmosOptions, LargeOptions, ObservationTraining, RewardTraining
 from accerl_wm.fit import check_fit
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ class TrainOptions(DataOptions):
     """Family of the observation model: `deterministic`, the most likely picture in one pass; `diffusion`, one of the
     possible ones in a few; `cosmos`, a pretrained video model that learns what actions do; or your own,
     `package.module:Class`."""
+    reward_kind: str = "convolutional"
+    """Family of the reward model: `convolutional`, small; `openvla_oft`, a policy's first layers; or your own,
+    `package.module:Class`."""
     history: Positive = 2
     """Decisions that it looks back on."""
     window: Positive | None = None
@@ -50,6 +53,7 @@ class TrainOptions(DataOptions):
     num_threads: Positive = 1
     """Torch threads on a CPU."""
     cosmos: CosmosOptions = CosmosOptions()
+    large: LargeOptions = LargeOptions()
     observation: ObservationTraining = ObservationTraining()
     reward: RewardTraining = RewardTraining()
 
@@ -62,6 +66,8 @@ class EvalOptions(DataOptions):
     out: Path | None = None
     """JSON file for the figures; a film strip goes beside it. None: into the folder of the world model, or for one that
     is shipped into this one."""
+    lpips: Path | None = None
+    """Weights of LPIPS as safetensors, which docs/world_model.md says how to make; None: that distance is left out."""
     strip_decisions: Positive = 10
     """Length of the film strip."""
     device: str = "cpu"
@@ -118,13 +124,14 @@ def evaluate(options: EvalOptions) -> int:
     import imageio.v3 as iio
 
     from accerl.files import write_file
-    from accerl_wm import evaluation, store
+    from accerl_wm import evaluation, perceptual, store
 
     facts = store.read_facts(options.world_model)
     world = store.load(options.world_model, options.device)
     frames, env = read_data(options)
     check_fit(EnvConfig(**facts["env"]), env)
-    rows = evaluation.drift(world, frames, HORIZONS)
+    weights = None if options.lpips is None else perceptual.load(options.lpips, options.device)
+    rows = evaluation.drift(world, frames, HORIZONS, weights)
     if not rows:
         raise ConfigError("held_out: no episode is held out; raise it")
     show_drift(rows)
@@ -219,7 +226,7 @@ def new_models(options: TrainOptions, frames: FrameBuffer) -> tuple[TrainableObs
     import numpy as np
 
     from accerl.statistics import summarize
-    from accerl_wm import observation, reward
+    from accerl_wm import observation
 
     episodes = frames.episodes()
     num_cameras, image_size = episodes[0].images.shape[1:3]
@@ -242,7 +249,21 @@ def new_models(options: TrainOptions, frames: FrameBuffer) -> tuple[TrainableObs
     except ValueError as error:
         raise ConfigError(f"window: {' '.join(str(error).split())}") from None
     words = sorted({word for episode in episodes for word in episode.instruction.lower().split()})
-    return observing, reward.build({"kind": "convolutional", **scene, "vocabulary": words})
+    return observing, _new_reward(options, {**scene, "vocabulary": words})
+
+
+def _new_reward(options: TrainOptions, scene: dict[str, Any]) -> TrainableRewardModel:
+    """Raises ConfigError: there is no such kind, or no policy that it can be cut from."""
+    from accerl.checkpoint import load_policy
+    from accerl_wm import reward
+
+    if options.reward_kind != "openvla_oft":
+        return reward.build({"kind": options.reward_kind, **scene})
+    section = options.large
+    if section.policy is None:
+        raise ConfigError("large.policy: is missing; give the folder of an OpenVLA-OFT")
+    policy = load_policy(section.policy)
+    return reward.LargeReward.cut_from(policy, section.num_layers, section.freeze_vision)
 
 
 def _settings(options: TrainOptions) -> dict[str, Any]:
@@ -266,7 +287,7 @@ def _settings(options: TrainOptions) -> dict[str, Any]:
 
 
 def show_drift(rows: Sequence[dict[str, Any]]) -> None:
-    names = ("horizon", "windows", "psnr", "copy", "changed", "ssim", "proprio_rmse")
+    names = list(rows[0])
     say("  ".join(f"{name:>12s}" for name in names))
     for row in rows:
         say("  ".join(f"{row[name]:12.3f}" if isinstance(row[name], float) else f"{row[name]:12d}" for name in names))

@@ -53,6 +53,17 @@ class CosmosOptions(Section):
     """Compute each layer twice in training, and keep less of it in memory."""
 
 
+class LargeOptions(Section):
+    """Of a reward model out of a policy's first layers, for `reward_kind = "openvla_oft"`."""
+
+    policy: Path | None = None
+    """Folder of the OpenVLA-OFT that it is cut from: public, cloned, or a run's checkpoint."""
+    num_layers: Positive = 4
+    """Of the language model, from the first on; the paper takes 4."""
+    freeze_vision: bool = False
+    """The vision backbone is not trained."""
+
+
 class RewardTraining(Section):
     """Of the reward model."""
 

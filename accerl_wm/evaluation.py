@@ -17,16 +17,19 @@ from jaxtyping import UInt8
 from accerl_wm.carriers import Frames, Windows
 from accerl_wm.fidelity import area_under_curve, calibration_error, changed_psnr, psnr, roll_out, ssim
 from accerl_wm.frames import FrameBuffer, cut_window, num_decisions, stack
+from accerl_wm.perceptual import Perceptual
 from accerl_wm.world import WorldModel
 
 BATCH = 64
 
 
-def drift(world: WorldModel, frames: FrameBuffer, horizons: Sequence[int]) -> list[dict[str, Any]]:
+def drift(
+    world: WorldModel, frames: FrameBuffer, horizons: Sequence[int], perceptual: Perceptual | None = None
+) -> list[dict[str, Any]]:
     """A row a horizon: fidelity of what is predicted that many decisions ahead, on the model's own outputs.
 
     Windows start at every decision of the held-out episodes from which the horizon can be reached. `copy` is what
-    repeating the last known frame would give.
+    repeating the last known frame would give, `copy_lpips` likewise.
     """
     rows = []
     for horizon in horizons:
@@ -39,6 +42,9 @@ def drift(world: WorldModel, frames: FrameBuffer, horizons: Sequence[int]) -> li
             found["copy"].append(psnr(before.images, truth.images))
             found["changed"].append(changed_psnr(predicted.images, truth.images, before.images))
             found["ssim"].append(ssim(predicted.images, truth.images))
+            if perceptual is not None:
+                found["lpips"].append(perceptual(predicted.images, truth.images))
+                found["copy_lpips"].append(perceptual(before.images, truth.images))
             found["proprio_rmse"].append((predicted.proprio - truth.proprio).square().mean(-1).sqrt())
         if found:
             means = {name: float(torch.cat(values).nanmean()) for name, values in found.items()}

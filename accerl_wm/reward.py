@@ -1,26 +1,32 @@
 """Reward models: is what is seen what the instruction asks for?
 
-image ─► convolutions ─► features ─┐
-proprioception, words ─────────────┴─► MLP ─► log-odds of success ─► / temperature ─► probability
+convolutional:  image ─► convolutions ─► features ─┐
+                proprioception, words ─────────────┴─► MLP ─┐
+openvla_oft:    images, words ─► a policy's first layers ───┴─► log-odds of success ─► / temperature ─► probability
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from jaxtyping import Float32
 from pydantic import Field
 from torch import Tensor, nn
 
-from accerl.config import Section
+from accerl.config import ConfigError, Section
 from accerl.plugins import find_object
+from accerl.policies import empty_policy
+from accerl.protocols import Policy
 from accerl_wm.carriers import Frames
 from accerl_wm.protocols import TrainableRewardModel
 
 if TYPE_CHECKING:
-    from accerl.policies.openvla_oft.reward import SuccessClassifier
+    from accerl.policies.openvla_oft import OpenVLAOFT
+
+
+KINDS = ("convolutional", "openvla_oft")
 
 
 class ConvolutionalRewardConfig(Section):
@@ -88,20 +94,58 @@ class ConvolutionalReward(nn.Module):
         return self.words(torch.tensor([place for row in rows for place in row]).to(device), offsets.to(device))
 
 
-class LargeReward(nn.Module):
-    """A `TrainableRewardModel` out of OpenVLA-OFT's first layers (the paper's Section 6.1).
+class LargeRewardConfig(Section):
+    """What rebuilds a `LargeReward`."""
 
-    It is trained and kept beside the policy that its `SuccessClassifier` was cut from.
+    kind: Literal["openvla_oft"] = "openvla_oft"
+    policy: dict[str, Any]
+    """The configuration of the policy that it was cut from."""
+    num_layers: int = Field(default=4, ge=1)
+    """Of its language model, from the first on; the paper takes 4."""
+    freeze_vision: bool = False
+    """The vision backbone stays as it was."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of all but the head."""
+
+
+class LargeReward(nn.Module):
+    """A `TrainableRewardModel` out of OpenVLA-OFT's first layers (the paper's Section 6.1); it needs no policy beside
+    it once it is cut.
     """
 
-    def __init__(self, classifier: SuccessClassifier):
+    def __init__(self, config: LargeRewardConfig, policy: OpenVLAOFT):
         super().__init__()
-        self.classifier = classifier
+        from accerl.policies.openvla_oft.reward import SuccessClassifier
+
+        self.config = config
+        self.classifier = SuccessClassifier(policy, config.num_layers, config.freeze_vision)
         self.register_buffer("temperature", torch.ones(()))
         self.temperature: Tensor
 
+    @classmethod
+    def cut_from(cls, policy: Policy, num_layers: int = 4, freeze_vision: bool = False) -> Self:
+        """With the policy's weights, and a new head.
+
+        Raises:
+            ConfigError: it is no OpenVLA-OFT, has fewer layers, or patches modulated by the text.
+        """
+        description = policy.config_dict()
+        if description.get("kind") != "openvla_oft":
+            raise ConfigError(f"large.policy: is {description.get('kind')}; give the folder of an OpenVLA-OFT")
+        whole: Any = policy
+        dtype = str(whole.model.projector.fc1.weight.dtype).removeprefix("torch.")
+        fields: Any = {"num_layers": num_layers, "freeze_vision": freeze_vision, "dtype": dtype}
+        return cls(LargeRewardConfig(policy=description, **fields), whole)
+
+    @classmethod
+    def empty(cls, config: LargeRewardConfig) -> Self:
+        """For weights that are still to come."""
+        text = {**config.policy["text"], "num_hidden_layers": config.num_layers}
+        policy: Any = empty_policy({**config.policy, "text": text}, "cpu")
+        return cls(config, policy.to(getattr(torch, config.dtype)))
+
     def config_dict(self) -> dict[str, Any]:
-        return {"kind": "openvla_oft", "freeze_vision": self.classifier.freeze_vision}
+        return self.config.model_dump(mode="json")
 
     def logits(self, frames: Frames, instructions: Sequence[str]) -> Float32[Tensor, " batch"]:
         return self.classifier(frames.images, list(instructions))
@@ -117,6 +161,10 @@ def build(config: dict[str, Any]) -> TrainableRewardModel:
     Raises:
         ConfigError: there is no such kind.
     """
-    if (kind := config.get("kind")) != "convolutional":
-        return find_object(str(kind), "kind", ("convolutional",))(config)
-    return ConvolutionalReward(ConvolutionalRewardConfig(**config))
+    match kind := config.get("kind"):
+        case "convolutional":
+            return ConvolutionalReward(ConvolutionalRewardConfig(**config))
+        case "openvla_oft":
+            return LargeReward.empty(LargeRewardConfig(**config))
+        case _:
+            return find_object(str(kind), "reward_kind", KINDS)(config)

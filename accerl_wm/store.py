@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from accerl.config import ConfigError
-from accerl.files import replaced, sync
+from accerl.files import replaced
+from accerl.tensor_files import Digest, write_tensors
 from accerl_wm import observation, reward
 from accerl_wm.protocols import TrainableObservationModel, TrainableRewardModel
 from accerl_wm.world import WorldModel
@@ -37,14 +38,13 @@ def save(
         (temporary / "world.json").write_text(json.dumps({"format": FORMAT, **facts}, indent=1))
 
 
-def save_model(folder: Path, name: str, model: TrainableObservationModel | TrainableRewardModel) -> None:
-    """Write NAME.json and NAME.safetensors, the latter all of it or nothing."""
+def save_model(
+    folder: Path, name: str, model: TrainableObservationModel | TrainableRewardModel
+) -> Mapping[str, Digest]:
+    """Write NAME.json and NAME.safetensors into a folder that nobody reads yet; the digest of the latter."""
     (folder / f"{name}.json").write_text(json.dumps(model.config_dict(), indent=1))
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    temporary = folder / f"{name}.part"
-    save_file(tensors, temporary)
-    sync(temporary)
-    temporary.rename(folder / f"{name}.safetensors")
+    path = folder / f"{name}.safetensors"
+    return {path.name: write_tensors(path, model.state_dict())}
 
 
 def find(folder: Path) -> Path:

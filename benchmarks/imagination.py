@@ -2,12 +2,14 @@
 
     python -m benchmarks.imagination --seconds 20
 
-The quickstart's world model and a policy of its size, the same weights in both. `batched`: one process, `--slots`
-imagined episodes, one forward of policy, observation model and reward model for all that wait. `rpc`: policy,
-observation model and reward model are Ray actors, which answer one request at a time; each of `--workers` processes
-imagines one episode after the other and waits for each answer. Both play the same `RolloutWorker` over `ImaginedEnv`.
-Each may use all cores: `batched` as threads, `rpc` as processes. `rpc` is measured with each number of workers, and
-the best one counts; `batched_over_one_worker` compares with a single worker, which waits for every answer.
+The quickstart's world model and a policy of its size, the same weights in both. `batched`: `--slots` imagined episodes
+in a process, one forward of policy, observation model and reward model for all that wait; `--processes` of them, as
+`imagination.num_workers` has them, which share the cores. `rpc`: policy, observation model and reward model are Ray
+actors, which answer one request at a time, whole frames sent both ways; each of `--workers` processes imagines one
+episode after the other and waits for each answer. Both play the same `RolloutWorker` over `ImaginedEnv`.
+
+Of each way the best arrangement counts: `batched_over_rpc` compares with the best number of workers, all of which keep
+the three actors busy beside each other, `batched_over_one_worker` with a single worker, which waits for every answer.
 
 Prints a table and, last, one line of JSON; appends to results/imagination.csv.
 """
@@ -48,18 +50,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world-model", type=Path, default=Path("quickstart"))
     parser.add_argument("--slots", type=int, nargs="+", default=[8, 32, 64])
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, os.cpu_count() or 1])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--horizon", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="that `batched` computes with")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of all processes of `batched`")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    rows = [measured("batched", slots, batched_per_s(slots, options), options) for slots in options.slots]
+    rows = []
     with tempfile.TemporaryDirectory(prefix="accerl-") as folder:
         ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
         try:
-            rows += [measured("rpc", workers, rpc_per_s(workers, options), options) for workers in options.workers]
+            for processes in sorted(set(options.processes)):
+                for slots in options.slots:
+                    found = batched_per_s(processes, slots, options)
+                    rows.append(measured("batched", processes, processes * slots, found, options))
+            for workers in options.workers:
+                rows.append(measured("rpc", workers + 3, workers, rpc_per_s(workers, options), options))
         finally:
             ray.shutdown()
     best = {way: max(row["decisions_per_s"] for row in rows if row["way"] == way) for way in ("batched", "rpc")}
@@ -68,29 +75,49 @@ def main() -> int:
         (row["decisions_per_s"] for row in rows if row["way"] == "rpc" and row["episodes_at_once"] == 1), default=None
     )
     over_one = best["batched"] / alone if alone else None
-    show("imagined decisions", ["way", "episodes_at_once", "decisions_per_s"], rows)
+    show("imagined decisions", ["way", "processes", "episodes_at_once", "decisions_per_s"], rows)
     append(NAME, rows)
     outcome = {"batched_over_rpc": ratio, "batched_over_one_worker": over_one, "met": ratio >= BAR}
     print_json(NAME, {**best, **outcome, "rows": rows})
     return 0
 
 
-def measured(way: str, episodes: int, decisions_per_s: float, options: argparse.Namespace) -> dict[str, Any]:
-    return {"way": way, "episodes_at_once": episodes, "decisions_per_s": decisions_per_s, "seed": options.seed}
+def measured(
+    way: str, processes: int, episodes: int, decisions_per_s: float, options: argparse.Namespace
+) -> dict[str, Any]:
+    at_once = {"way": way, "processes": processes, "episodes_at_once": episodes}
+    return {**at_once, "decisions_per_s": decisions_per_s, "seed": options.seed}
 
 
-def batched_per_s(slots: int, options: argparse.Namespace) -> float:
-    """Everything in this process."""
-    world, settings = store.load(options.world_model), ImaginationConfig(slots=slots, horizon=options.horizon)
-    spec = spec_of(options.world_model)
-    imagination = Imagination(world, starts(spec, options.seed), spec, settings, discount=0.97, seed=options.seed)
-    server = new_server(spec)
-    imagination.imagine(slots, server)  # warm
-    began, imagined = time.perf_counter(), 0
-    while (seconds := time.perf_counter() - began) < options.seconds:
-        imagined += sum(each.num_decisions for each in imagination.imagine(2 * slots * options.horizon, server))
-    imagination.close()
-    return imagined / seconds
+def batched_per_s(processes: int, slots: int, options: argparse.Namespace) -> float:
+    """So many processes, each with everything in it."""
+    imagining = [remote(Together).remote(options, number, slots, processes) for number in range(processes)]
+    ray.get([each.imagine.remote(1.0) for each in imagining])  # warm
+    rates = ray.get([each.imagine.remote(options.seconds) for each in imagining])
+    for actor in imagining:
+        ray.kill(actor)
+    return sum(rates)
+
+
+class Together:
+    """Policy and models in one process, which answer all imagined episodes in one batch each."""
+
+    def __init__(self, options: argparse.Namespace, number: int, slots: int, processes: int):
+        torch.set_num_threads(max(1, options.threads // processes))
+        world, settings = store.load(options.world_model), ImaginationConfig(slots=slots, horizon=options.horizon)
+        spec = spec_of(options.world_model)
+        moments = starts(spec, options.seed)
+        self._imagination = Imagination(world, moments, spec, settings, 0.97, options.seed + number)
+        self._server = new_server(spec)
+        self._num = 2 * slots * options.horizon
+
+    def imagine(self, seconds: float) -> float:
+        """Decisions per second."""
+        began, imagined = time.perf_counter(), 0
+        while (spent := time.perf_counter() - began) < seconds:
+            found = self._imagination.imagine(self._num, self._server)
+            imagined += sum(each.num_decisions for each in found)
+        return imagined / spent
 
 
 def remote(kind: Any) -> Any:

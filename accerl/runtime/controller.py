@@ -83,7 +83,10 @@ class Controller:
         self._version = 0
         self._weights: Board[tuple[int, list[Any]]] = Board((0, []), above)
         self._group = GroupBoard()
+        self._above = above
         self._topics: dict[str, Board[Any]] = {}
+        self._companions: dict[str, str] = {}
+        self._named: list[str] = []
         self._is_trusted = config.imagination.enabled
         self._knobs: knobs.Knobs = {}
         self._unsaved = ""
@@ -201,13 +204,21 @@ class Controller:
         self._is_trusted = share > 0
         self._keep("run")
 
+    async def accompany(self, name: str, written: str) -> list[str]:
+        """A model that learns beside the policy was saved (`accerl.companions`), and the next checkpoint names it;
+        returns what the last one names, which may not be on the disk yet.
+        """
+        self._companions[name] = written
+        self._keep("run")
+        return self._named
+
     async def post(self, topic: str, value: Any) -> None:
         """Make `value` the newest of a topic; references in it belong into a list."""
-        await self._topics.setdefault(topic, Board(None)).post(value)
+        await self._topic(topic).post(value)
 
     async def news(self, topic: str, seen: int, timeout_s: float) -> tuple[int, Any] | None:
         """Number and newest value of a topic, once its number is above `seen`; None if it was not in time."""
-        return await self._topics.setdefault(topic, Board(None)).newer(seen, timeout_s)
+        return await self._topic(topic).newer(seen, timeout_s)
 
     async def publish(self, version: int, reference: list[Any]) -> None:
         """Make a version of the weights the newest one."""
@@ -258,7 +269,10 @@ class Controller:
         if self.progress < 1:
             self._crew.save_replay()
         self._metrics.tick()
+        self._named = list(self._companions.values())
+        self._keep("run")
         return {
+            "companions": dict(self._companions),
             "tasks": self._tasks.state_dict(),
             "metrics": self._metrics.state_dict(),
             "admission": self._dispatcher.admission.state_dict(),
@@ -382,6 +396,9 @@ class Controller:
 
     # --- inside -------------------------------------------------------------------------------------------------
 
+    def _topic(self, name: str) -> Board[Any]:
+        return self._topics.setdefault(name, Board(None, self._above))
+
     async def _report(self) -> None:
         """Write a line of metrics at regular times."""
         while True:
@@ -458,6 +475,8 @@ class Controller:
                         "knobs": self._knobs,
                         "unsaved": self._unsaved,
                         "is_trusted": self._is_trusted,
+                        "companions": self._companions,
+                        "named": self._named,
                         "group": self._group.content(),
                     }
         self._memory.keep(**facts)
@@ -467,6 +486,7 @@ class Controller:
         run = before["run"]
         self._state, self._reason, self._updates = run["state"], run["reason"], run["updates"]
         self._knobs, self._is_trusted, self._unsaved = run["knobs"], run["is_trusted"], run["unsaved"]
+        self._companions, self._named = run["companions"], run["named"]
         self._group.load(run["group"])
         self._tasks.load_state_dict(before["tasks"])
         self._tasks.broken = before["tasks"]["broken"]
@@ -480,8 +500,11 @@ class Controller:
         self._incidents.add("controller", "its process ended", "another one has taken over")
 
     def _resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one; the host has seen to it that it is whole."""
+        """Go on from the newest checkpoint, if there is one; the host has seen to it that it is whole, and that the
+        newest companions are those which it names.
+        """
         from accerl.checkpoint import list_checkpoints, load_checkpoint
+        from accerl.companions import newest_names
 
         written = list_checkpoints(self._config.folder / "checkpoints")
         if not written:
@@ -495,6 +518,7 @@ class Controller:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"resume: {written[-1] / 'run.json'} cannot be read ({error})") from None
         self._updates, self._version = learner["updates"], learner["version"]
+        self._companions = newest_names(self._config.folder / "world")
         rewind(self._config.folder / "metrics.jsonl", self._metrics.decisions)
         for section, fields in self._knobs.items():
             for field, value in fields.items():

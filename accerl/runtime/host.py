@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from accerl import companions
 from accerl.checkpoint import recover, save_policy
 from accerl.config import ConfigError, RunConfig
 from accerl.runtime import cluster
@@ -72,6 +73,7 @@ def stop_on_signal(stop: threading.Event) -> None:
 
 def _host(config: RunConfig, stop: threading.Event, owner: int | None) -> str:
     damaged = recover(config.folder / "checkpoints").report()
+    damaged += companions.recover(config.folder / "world", config.folder / "checkpoints")
     start = config.folder / "start"
     if not start.exists():
         policy = start_policy(config)

@@ -13,12 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accerl_wm.observation.body import Keypoints, Kinematics, body_planes
 from accerl_wm.observation.config import SceneConfig
-from accerl_wm.observation.layers import starting_at_zero
+from accerl_wm.observation.layers import starting_at_zero, to_pixels, to_planes
 from accerl_wm.observation.window import Window
 
 MIN_REACH = 1e-3
@@ -30,7 +29,9 @@ class Conditions:
     """What is known of the next frame before it is drawn. Pixels are at half size, 2 x 2 of them in 12 channels."""
 
     present: Tensor
-    """The present frame [BV, 12, S, S]."""
+    """The present frame [BV, 12, S, S], as it was given: scaled, or uint8."""
+    pixels: Tensor
+    """Of it, in the window [BV, 12, W, W], scaled."""
     window: Window
     """Where it can change."""
     planes: Tensor
@@ -42,17 +43,14 @@ class Conditions:
     proprio: Tensor
     """One decision later [B, P], scaled."""
 
-    def pixels(self) -> Tensor:
-        """Of the present frame, in the window [BV, 12, W, W]."""
-        return self.window.cut(self.present)
-
     def window_of(self, image: Tensor) -> Tensor:
         """Of another frame [B, V, 3, 2 S, 2 S], in the window [BV, 12, W, W]."""
-        return self.window.cut(F.pixel_unshuffle(image.flatten(0, 1), 2))
+        return self.window.cut(to_planes(image.flatten(0, 1)))
 
     def finish(self, patch: Tensor) -> Tensor:
-        """The next frame [B, V, 3, 2 S, 2 S], whose window is the patch [BV, 12, W, W]."""
-        return F.pixel_shuffle(self.window.paste(self.present, patch), 2).unflatten(0, (len(self.proprio), -1))
+        """The next frame [B, V, 3, 2 S, 2 S], of the present one's type, whose window is the patch [BV, 12, W, W]."""
+        patch = patch if self.present.is_floating_point() else to_levels(patch)
+        return to_pixels(self.window.paste(self.present, patch)).unflatten(0, (len(self.proprio), -1))
 
 
 class Conditioning(nn.Module):
@@ -80,24 +78,26 @@ class Conditioning(nn.Module):
         """What is known of the next frame.
 
         Args:
-            images: of the history [B, H, V, 3, 2 S, 2 S], in [-1, 1].
+            images: of the history [B, H, V, 3, 2 S, 2 S], in [-1, 1], or uint8: of those only the window is scaled.
             proprio: of the history [B, H, P], scaled.
             actions: [B, H, chunk, action].
         """
         views = images.shape[2]
-        halves = F.pixel_unshuffle(images.transpose(1, 2).flatten(2, 3).flatten(0, 1), 2)
+        halves = to_planes(images.transpose(1, 2).flatten(2, 3).flatten(0, 1))
         motion = self.kinematics.features(proprio, actions)
         free = self.kinematics(proprio, actions)
         now, then = self.keypoints(proprio[:, -1]), self.keypoints(free.detach())
         points = torch.cat([now, then], dim=2).flatten(0, 1)
         window = Window.around(points, halves.shape[-1], (self.config.window or self.config.image_size) // 2)
-        still = torch.cat([window.cut(halves), window.cut(self.place.repeat(len(images), 1, 1, 1))], dim=1)
+        seen, place = from_levels(window.cut(halves)), self.place.expand(len(images), *self.place.shape).flatten(0, 1)
+        still = torch.cat([seen, window.cut(place)], dim=1)
         hint = torch.cat([still, body_planes(points.detach(), *window.coordinates())], dim=1)
         moved = free + self.contact(hint, torch.cat([motion, free.detach()], dim=1), views)
         told = moved.detach()  # how to draw a body teaches nothing about how it moves
         points = torch.cat([now, self.keypoints(told)], dim=2).flatten(0, 1)
         return Conditions(
             present=halves[:, -12:],
+            pixels=seen[:, -12:],
             window=window,
             planes=torch.cat([still, body_planes(points, *window.coordinates())], dim=1),
             modulation=self.modulation(torch.cat([motion, told], dim=1)).repeat_interleave(views, 0),
@@ -127,6 +127,16 @@ class Contact(nn.Module):
         return self.head(torch.cat([pooled, motion], dim=1))
 
 
+def from_levels(images: Tensor) -> Tensor:
+    """uint8 to [-1, 1]; what is scaled already stays as it is."""
+    return images if images.is_floating_point() else images.float().div(127.5).sub(1.0)
+
+
+def to_levels(images: Tensor) -> Tensor:
+    """[-1, 1] to uint8."""
+    return images.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
 class Scaling(nn.Module):
     """Images to [-1, 1], channels first, and proprioception to about [-1, 1]; and back."""
 
@@ -141,11 +151,11 @@ class Scaling(nn.Module):
 
     def images_in(self, images: Tensor) -> Tensor:
         """[..., X, Y, 3] uint8 to [..., 3, X, Y]."""
-        return images.movedim(-1, -3).float().div(127.5).sub(1.0)
+        return from_levels(images.movedim(-1, -3))
 
     def images_out(self, images: Tensor) -> Tensor:
         """[..., 3, X, Y] to [..., X, Y, 3] uint8."""
-        return images.add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).contiguous()
+        return to_levels(images).movedim(-3, -1).contiguous()
 
     def proprio_in(self, proprio: Tensor) -> Tensor:
         return (proprio - self.centre) / self.reach

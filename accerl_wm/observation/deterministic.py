@@ -51,16 +51,16 @@ class DeterministicModel(nn.Module):
 
     @torch.no_grad()
     def predict(self, past: Frames, actions: Float32[Tensor, "batch history chunk action"]) -> Frames:
-        images, proprio = self.scaling.images_in(past.images), self.scaling.proprio_in(past.proprio)
-        image, conditions = self(images, proprio, actions)
-        return Frames(images=self.scaling.images_out(image), proprio=self.scaling.proprio_out(conditions.proprio))
+        proprio = self.scaling.proprio_in(past.proprio)
+        image, conditions = self(past.images.movedim(-1, -3), proprio, actions)
+        return Frames(images=image.movedim(-3, -1).contiguous(), proprio=self.scaling.proprio_out(conditions.proprio))
 
     def forward(self, images: Tensor, proprio: Tensor, actions: Tensor) -> tuple[Tensor, Conditions]:
-        """The next frame [B, V, 3, Y, X], and what was known of it before; arguments as of `Conditioning`."""
+        """The next frame [B, V, 3, Y, X], of the images' type, and what was known of it before; as `Conditioning`."""
         conditions = self.conditioning(images, proprio, actions)
         drawn = self.unet(conditions.planes, conditions.modulation)
         new, mask = drawn[:, :12].unflatten(1, (3, 4)), torch.sigmoid(drawn[:, None, 12:] - 2)
-        present = conditions.pixels().unflatten(1, (3, 4))
+        present = conditions.pixels.unflatten(1, (3, 4))
         return conditions.finish((present + mask * (new - present)).flatten(1, 2)), conditions
 
     def loss(self, windows: Windows) -> tuple[Float32[Tensor, ""], dict[str, float]]:

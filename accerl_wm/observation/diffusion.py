@@ -85,10 +85,10 @@ class DiffusionModel(nn.Module):
 
     @torch.no_grad()
     def predict(self, past: Frames, actions: Float32[Tensor, "batch history chunk action"]) -> Frames:
-        images, proprio = self.scaling.images_in(past.images), self.scaling.proprio_in(past.proprio)
-        conditions = self.conditioning(images, proprio, actions)
+        proprio = self.scaling.proprio_in(past.proprio)
+        conditions = self.conditioning(past.images.movedim(-1, -3), proprio, actions)
         image = self._finish(conditions, self._sample(conditions))
-        return Frames(images=self.scaling.images_out(image), proprio=self.scaling.proprio_out(conditions.proprio))
+        return Frames(images=image.movedim(-3, -1).contiguous(), proprio=self.scaling.proprio_out(conditions.proprio))
 
     def loss(self, windows: Windows) -> tuple[Float32[Tensor, ""], dict[str, float]]:
         """What a window's further decisions look back on is what was denoised, from whatever noise was drawn."""
@@ -105,7 +105,7 @@ class DiffusionModel(nn.Module):
 
     def _sample(self, conditions: Conditions) -> Tensor:
         sigmas = self._sigmas()
-        pixels = conditions.pixels()
+        pixels = conditions.pixels
         change = sigmas[0] * torch.randn_like(pixels)
         for sigma, lower in pairwise(sigmas):
             denoised = self.denoise(change, pixels.new_full((len(pixels),), sigma), conditions)
@@ -119,13 +119,13 @@ class DiffusionModel(nn.Module):
         return scheduler.sigmas.tolist()
 
     def _finish(self, conditions: Conditions, change: Tensor) -> Tensor:
-        return conditions.finish(conditions.pixels() + change / self.config.change_scale)
+        return conditions.finish(conditions.pixels + change / self.config.change_scale)
 
     def _answer(self, decision: Decision) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         config = self.config
         conditions = self.conditioning(decision.images, decision.proprio, decision.actions)
         truth = conditions.window_of(decision.next_image)
-        change = config.change_scale * (truth - conditions.pixels())
+        change = config.change_scale * (truth - conditions.pixels)
         mean, std = config.log_sigma
         sigma = (mean + std * torch.randn(len(change), device=change.device)).exp()
         sigma = sigma.clamp(config.sigma_min, config.sigma_max)

@@ -33,9 +33,19 @@ class UNet(nn.Module):
         coarse = self.down_coarse(F.silu(middle))
         for block in self.coarse:
             coarse = block(coarse, modulation)
-        middle = self.middle_out(middle + F.pixel_shuffle(self.up_middle(F.silu(coarse)), 2), modulation)
-        fine = self.fine_out(fine + F.pixel_shuffle(self.up_fine(F.silu(middle)), 2), modulation)
+        middle = self.middle_out(middle + to_pixels(self.up_middle(F.silu(coarse))), modulation)
+        fine = self.fine_out(fine + to_pixels(self.up_fine(F.silu(middle))), modulation)
         return self.head(F.silu(fine))
+
+
+def to_pixels(planes: Tensor) -> Tensor:
+    """[B, 4 C, Y, X] to [B, C, 2 Y, 2 X], as `pixel_shuffle`, by one strided copy: several times faster on a CPU."""
+    return planes.unflatten(1, (-1, 2, 2)).permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
+
+
+def to_planes(pixels: Tensor) -> Tensor:
+    """[B, C, 2 Y, 2 X] to [B, 4 C, Y, X], as `pixel_unshuffle`; the inverse of `to_pixels`. Of any type."""
+    return pixels.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
 
 
 class Block(nn.Module):

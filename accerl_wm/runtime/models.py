@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import ray
+from ray.exceptions import RayError
 
-from accerl import demos
+from accerl import companions, demos
 from accerl.config import RunConfig
 from accerl_wm import store
 from accerl_wm.frames import FrameBuffer, of_demonstration
@@ -24,12 +26,31 @@ def world_folder(config: RunConfig) -> Path:
     return config.folder / "world"
 
 
+class Found(NamedTuple):
+    """A model as the run has trained it last, or as it was given."""
+
+    model: Any
+    updates: int
+    """By the run."""
+    damaged: Sequence[str]
+    """A sentence for each newer one that cannot be used."""
+
+
+def find_model(config: RunConfig, name: Name) -> Found:
+    """Where the newest is damaged, the one before it."""
+    given, device = config.imagination.world_model, config.imagination.device
+    assert given is not None
+    newest = companions.newest_whole(world_folder(config), name)
+    then = "the model that the run was given" if newest.folder is None else newest.folder.name
+    damaged = [f"{path.name} is damaged ({reason}); going on from {then}" for path, reason in newest.damaged.items()]
+    if newest.folder is None:
+        return Found(store.load_model(given, name, device), 0, damaged)
+    return Found(store.load_model(newest.folder, name, device), companions.num_updates(newest.folder), damaged)
+
+
 def load_model(config: RunConfig, name: Name) -> Any:
-    """As the run has trained it, or as it was given."""
-    assert config.imagination.world_model is not None
-    own = world_folder(config)
-    folder = own if (own / f"{name}.safetensors").exists() else config.imagination.world_model
-    return store.load_model(folder, name, config.imagination.device)
+    """As `find_model`, for those who do not train it."""
+    return find_model(config, name).model
 
 
 def new_frames(config: RunConfig, owner: str, held_out: float = 0.0) -> FrameBuffer:
@@ -68,7 +89,8 @@ class Follower:
             answer = await self._controller.news.remote(name, number, FOLLOW_S)
             if answer is not None:
                 number, (reference,) = answer
-                self._waiting[name] = await reference
+                with suppress(RayError):  # whoever trains it has died, and tells its next ones when it is back
+                    self._waiting[name] = await reference
 
     def settle(self) -> None:
         """Put in place what has come."""

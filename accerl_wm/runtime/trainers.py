@@ -9,8 +9,10 @@ import time
 from abc import abstractmethod
 from typing import Any, ClassVar
 
+import ray
 import torch
 
+from accerl.companions import CompanionWriter
 from accerl.config import RunConfig
 from accerl.rollout import derive_seed
 from accerl.runtime.actors.role import Role, Wiring
@@ -21,7 +23,7 @@ from accerl_wm import store
 from accerl_wm.config import ObservationTraining, RewardTraining
 from accerl_wm.frames import FrameBuffer, of_trajectory
 from accerl_wm.online import OnlineTraining, Trainer
-from accerl_wm.runtime.models import Follower, Name, load_model, new_frames, publish, world_folder
+from accerl_wm.runtime.models import Follower, Name, find_model, load_model, new_frames, publish, world_folder
 from accerl_wm.training import ObservationTrainer, RewardTrainer
 
 LOOK_EVERY_S = 0.1
@@ -39,12 +41,17 @@ class TrainerActor(Role):
         torch.set_num_threads(config.imagination.num_threads)
         self._config = config
         self._seed = derive_seed(config.seed, config.imagination.seed, index)
-        self._model = load_model(config, self.kind)
+        found = find_model(config, self.kind)
+        for sentence in found.damaged:
+            self._controller.incident.remote(self.name, sentence, "the one before is used")
+        self._model, self._updates = found.model, found.updates
         self._arrived: queue.SimpleQueue[Trajectory] = queue.SimpleQueue()
         self._follower = Follower(self._controller, self._followed())
         self._closed = threading.Event()
         self._publishes_again = threading.Event()
-        self._updates = self._published = 0
+        self._published = 0
+        folder, checkpoints = world_folder(config), config.folder / "checkpoints"
+        self._saver = CompanionWriter(folder, checkpoints, self.kind, self._accompany, self._say_not_saved)
         self._loss = float("nan")
 
     @abstractmethod
@@ -55,11 +62,19 @@ class TrainerActor(Role):
         return {}
 
     @property
+    def _interval(self) -> int:
+        return self._config.imagination.publish_updates
+
+    @property
     @abstractmethod
     def _updates_per_decision(self) -> float: ...
 
     async def work(self, incarnation: int) -> None:
-        """Until the run ends."""
+        """Until the run ends. A process that replaces another one lets its weights be known at once: what that one
+        had handed out went with it.
+        """
+        if incarnation:
+            self._publishes_again.set()
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -70,8 +85,7 @@ class TrainerActor(Role):
             self._closed.set()
 
     async def announce(self) -> None:
-        if self._published:
-            self._publishes_again.set()
+        self._publishes_again.set()
 
     async def observe(self, trajectory: Trajectory) -> None:
         """A real one."""
@@ -85,7 +99,7 @@ class TrainerActor(Role):
         return found | {f"{REPORT}{name}": value for name, value in report.items()}
 
     def _train(self, loop: asyncio.AbstractEventLoop) -> None:
-        frames = new_frames(self._config, self.name, held_out=0.1)
+        frames, before = new_frames(self._config, self.name, held_out=0.1), self._updates
         training = OnlineTraining(self._make_trainer(frames), self._updates_per_decision)
         while not self._closed.is_set():
             if self._publishes_again.is_set():
@@ -101,17 +115,22 @@ class TrainerActor(Role):
             self._follower.settle()
             with self.tracer.span("train"):
                 self._loss = training.update()["loss"]
-            self._updates = training.updates
-            if self._updates % self._config.imagination.publish_updates == 0:
+            self._updates = before + training.updates
+            if self._updates % self._interval == 0:
                 with self.tracer.span("publish"):
+                    self._saver.save(self._updates, lambda into: store.save_model(into, self.kind, self._model))
                     self._publish(loop)
 
     def _publish(self, loop: asyncio.AbstractEventLoop) -> None:
-        folder = world_folder(self._config)
-        folder.mkdir(exist_ok=True)
-        store.save_model(folder, self.kind, self._model)
         asyncio.run_coroutine_threadsafe(publish(self._controller, self.kind, self._model), loop).result()
         self._published += 1
+
+    def _accompany(self, written: str) -> list[str]:
+        return ray.get(self._controller.accompany.remote(self.kind, written))
+
+    def _say_not_saved(self, what: str) -> None:
+        action = f"training goes on; free space there, it is tried again every {self._interval} updates"
+        self._controller.incident.remote(self.name, what, action)
 
 
 class ObservationActor(TrainerActor):

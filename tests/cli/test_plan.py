@@ -30,6 +30,15 @@ def test_a_machine_that_is_too_small_is_refused_with_the_remedy(capsys):
     assert "does not fit: GPU 0: 119.4 GiB do not fit into 80; take GPUs with more memory, or a smaller policy" in told
 
 
+def test_imagination_beside_the_large_policy_takes_a_third_gpu(capsys):
+    line = ["plan", "--config", "libero-imagination", *FITTING.replace("141", "80").split()]
+    assert main([*line, "--gpus", "3"]) == DONE
+    told = " ".join(capsys.readouterr().out.split())
+    assert "imagination-0 GPU 2 27.85 GiB the policy's weights, and the next version of them" in told
+    assert main(line) == FAILED
+    assert "gpus: the run needs 3, and there are 2" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_large_policy_is_planned_by_its_name_alone(capsys):
     line = "--policy openvla-oft --gpus 4 --memory 80GiB --cores 16 --host-memory 128GiB"
     assert main(["plan", *line.split()]) == DONE

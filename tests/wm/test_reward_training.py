@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from accerl.cli import main as accerl
 from accerl.config import (
@@ -36,6 +37,7 @@ from accerl_wm.inline import InlineImagination
 from accerl_wm.reward import ConvolutionalReward, ConvolutionalRewardConfig
 from accerl_wm.training import focal_cross_entropy
 from tests.wm.scenes import DOTS, SPEC, Gathered, policy, server
+from tests.wm.test_perceptual import weights
 from tests.wm.users_model import Mover
 
 LINE = "--env.suite dots --env.tasks red,blue --env.image-size 16 --env.chunk-length 2 --env.max-decisions 8"
@@ -60,12 +62,26 @@ def world(demos):
 def test_a_trained_world_model_predicts_better_than_copying_and_recognises_success(world, demos, capsys):
     assert main(["eval", "--world-model", str(world), "--demos", str(demos), "--held-out", "0.25"]) == 0
     found = json.loads((world / "evaluation.json").read_text())
+    assert "lpips" not in found["drift"][0]
     first = found["drift"][0]
     assert first["horizon"] == 1 and first["psnr"] > first["copy"] + 2
     assert found["recognition"]["auc_real"] > 0.9
     assert found["recognition"]["calibration_error_real"] < 0.15
     assert (world / "evaluation.png").stat().st_size > 1000
     assert "psnr" in capsys.readouterr().out
+
+
+def test_pictures_are_compared_by_lpips_where_its_weights_are_given(world, demos, tmp_path, capsys):
+    save_file(weights("vgg", scale=0.05), tmp_path / "vgg.safetensors")
+    line = ["eval", "--world-model", str(world), "--demos", str(demos), "--held-out", "0.1"]
+    out = tmp_path / "evaluation.json"
+    assert main([*line, "--lpips", str(tmp_path / "vgg.safetensors"), "--out", str(out)]) == 0
+    (first, *_) = json.loads(out.read_text())["drift"]
+    assert first["lpips"] > 0 and first["copy_lpips"] > 0
+    assert "copy_lpips" in capsys.readouterr().out
+    save_file(weights("alex"), tmp_path / "alex.safetensors")
+    with pytest.raises(ConfigError, match="lpips: pictures of 16 pixels are too small for alex"):
+        main([*line, "--lpips", str(tmp_path / "alex.safetensors"), "--out", str(out)])
 
 
 def test_a_trained_world_model_imagines_for_a_policy(world, demos):

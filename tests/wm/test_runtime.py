@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
 from accerl import demos
+from accerl.checkpoint import list_checkpoints
+from accerl.companions import list_companions, named, num_updates, write
 from accerl.config import ConfigError, DemosConfig, RunConfig
 from accerl.envs import make_env, make_expert
 from accerl.runtime.preflight import check
@@ -60,13 +63,13 @@ def launch_one(start: Path, tmp_path: Path) -> Iterator[Any]:  # noqa: F811
         yield launch
 
 
-def wait_for(run: Run, condition: Any, within_s: float = WITHIN_S) -> dict[str, Any]:
-    """The first line of metrics that fulfils it."""
+def wait_for(run: Run, condition: Any, within_s: float = WITHIN_S, after: int = 0) -> dict[str, Any]:
+    """The first line of metrics from number `after` on that fulfils it."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         if run.status()["state"] == "failed":
             raise AssertionError(run.status()["reason"])
-        for line in run.metrics():
+        for line in run.metrics(after):
             if condition(line):
                 return line
         time.sleep(0.5)
@@ -91,7 +94,7 @@ def test_policy_and_models_learn_beside_each_other_and_survive_the_death_of_the_
     dreams, real = run.trajectories(4, "imagined"), run.trajectories(4, "real")
     assert all(each.is_imagined and each.success_probability is not None for each in dreams) and dreams
     assert not any(each.is_imagined or each.success_probability is not None for each in real) and real
-    process_of("ImaginationActor").kill()
+    kill(run, "imagination-0")
     before = line["updates"]
     wait_for(
         run, lambda line: line["updates"] >= before + 8 and line.get("imagined_decisions", 0) > 0 and run.incidents()
@@ -101,10 +104,68 @@ def test_policy_and_models_learn_beside_each_other_and_survive_the_death_of_the_
     wait_for(run, lambda line: line.get("audited", 0) >= 1)
     run.stop()
     assert run.wait(60) == "finished"
-    trained = store.load_model(run.folder / "world", "observation").state_dict()
+    (step,) = list_checkpoints(run.folder / "checkpoints")
+    trained = store.load_model(run.folder / "world" / named(step)["observation"], "observation").state_dict()
     given = store.load_model(world, "observation").state_dict()
     assert any(not torch.equal(trained[name], given[name]) for name in given)
     assert run.metrics()[-1]["discarded_decisions"] == 0
+
+
+@pytest.mark.slow
+def test_each_role_of_the_imagination_may_be_killed_and_a_resumed_run_has_the_models_of_its_checkpoint(
+    launch_one: Any, world: Path, data: Path
+):
+    settings = {"distrusted": 0.0, "trusted": 0.0, "observation_updates": 0.05, "reward_updates": 0.1}
+    wanted = imagining(world, data, **settings) | {"learner.checkpoint_every_s": 5.0}
+    run: Run = launch_one(wanted)
+    wait_for(run, lambda line: line.get("world_model_version", 0) >= 2 and line["updates"] >= 2)
+    for roles in (
+        ("dreams-0",),
+        ("reward-0",),
+        ("observation-0", "imagination-0"),
+        ("controller",),
+        ("imagination-0",),
+    ):
+        incidents, before = len(run.incidents()), run.metrics()[-1]
+        for role in roles:
+            kill(run, role)
+        wait_for_incidents(run, incidents + len(roles))
+        wait_for_news(run, before)
+    actions = {(each["role"], each["action"]) for each in run.incidents()}
+    roles = ("dreams-0", "reward-0", "observation-0", "imagination-0")
+    assert actions == {*((role, "restarted") for role in roles), ("controller", "another one has taken over")}
+    assert len(run.incidents()) == 6
+    run.stop()
+    assert run.wait(60) == "finished"
+    step = list_checkpoints(run.folder / "checkpoints")[-1]
+    write(run.folder / "world", "observation", 900_000, lambda into: {})  # by a trainer whose policy was never saved
+    run = launch_one(wanted, resume=True)
+    line = wait_for(run, lambda line: line["updates"] > updates_of(step) and "observation_loss" in line)
+    before = num_updates(Path(named(step)["observation"]))
+    assert before < line["observation_updates"] < before + 1000
+    assert all(num_updates(path) < 900_000 for path in list_companions(run.folder / "world"))
+
+
+def updates_of(step: Path) -> int:
+    return json.loads((step / "learner.json").read_text())["updates"]
+
+
+def wait_for_incidents(run: Run, num: int) -> None:
+    wait_for(run, lambda line: len(run.incidents()) >= num)
+
+
+def wait_for_news(run: Run, before: dict[str, Any]) -> None:
+    """Policy and models have learned since, and what the imagination makes of them is trained on."""
+    rising = ("world_model_version", "observation_updates", "reward_updates", "imagined_decisions")
+    after = len(run.metrics())
+    first = wait_for(run, lambda line: all(name in line for name in rising), after=after)
+    wait_for(
+        run,
+        lambda line: (
+            line["updates"] >= before["updates"] + 3 and all(line.get(name, 0) > first[name] for name in rising)
+        ),
+        after=after,
+    )
 
 
 def test_pooled_models_answer_several_imaginations_and_are_replaced_when_they_are_killed(
@@ -124,8 +185,8 @@ def test_pooled_models_answer_several_imaginations_and_are_replaced_when_they_ar
     dreams = run.trajectories(8, "imagined")
     assert dreams and all(each.success_probability is not None for each in dreams)
     before = line
-    for kind in ("Predictor", "Judge"):
-        process_of(f"{kind}Actor").kill()
+    for role in ("predictor-0", "judge-0"):
+        kill(run, role)
     wait_for(
         run,
         lambda line: (
@@ -199,6 +260,6 @@ def _nested(fields: dict[str, Any]) -> dict[str, Any]:
     return merge({}, fields)
 
 
-def process_of(actor: str) -> psutil.Process:
-    """A zombie has no command line."""
-    return next(each for each in psutil.process_iter(["cmdline"]) if actor in " ".join(each.info["cmdline"] or ()))
+def kill(run: Run, role: str) -> None:
+    pid = json.loads((run.folder / "logs" / f"{role}.process.json").read_text())["pid"]
+    os.kill(pid, signal.SIGKILL)
