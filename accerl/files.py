@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from accerl.config import ConfigError
+
 
 class replaced:  # noqa: N801 - reads as a verb: with replaced(folder) as temporary
     """A context that gives a temporary folder and puts it, synced, in the place of `folder` when nothing was raised."""
@@ -97,13 +99,39 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def within(folder: Path, name: str) -> Path:
+    """The file that an index names, which must lie in the folder itself.
+
+    Raises:
+        ConfigError: the name leads elsewhere.
+    """
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ConfigError(f"{folder}: its index names {name!r}, which is no file in it; where does it come from?")
+    return folder / name
+
+
 def read_lines(path: Path, after: int = 0) -> list[dict[str, Any]]:
-    """The complete JSON lines of a file from number `after` on; a line that is still being written is left out."""
+    """The complete JSON lines of a file from number `after` on; a line that is still being written is left out.
+
+    Raises:
+        ConfigError: one is no JSON object.
+    """
     try:
-        text = path.read_text()
+        data = path.read_bytes()
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in text.splitlines(keepends=True)[after:] if line.endswith("\n")]
+    lines = data.split(b"\n")[:-1]
+    return [_read_line(path, number, lines[number]) for number in range(after, len(lines))]
+
+
+def _read_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise ConfigError(f"run: line {number + 1} of {path} is damaged; remove that line")
+    return content
 
 
 def append_line(path: Path, line: Mapping[str, Any]) -> bool:

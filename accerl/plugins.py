@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 from typing import Any
@@ -13,12 +14,17 @@ from accerl.config import ConfigError, suggest
 def find_object(path: str, field: str, known: Iterable[str]) -> Any:
     """What `path` names; `field` is where it stands in the configuration, `known` are the kinds built in.
 
+    Importing a module runs it, so that a configuration is to be trusted like a script.
+
     Raises:
-        ConfigError: it is no such path, or nothing is there.
+        ConfigError: it is no such path, nothing is there, or it is in Python's own library, where nothing is meant for
+            this and much does harm.
     """
     module_name, colon, name = path.partition(":")
     if not colon:
         raise ConfigError(f"{field}: {path!r} is unknown; {suggest(path, list(known))} (or 'package.module:name')")
+    if module_name.partition(".")[0] in sys.stdlib_module_names:
+        raise ConfigError(f"{field}: {path!r} is part of Python; name an object of a package of yours")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

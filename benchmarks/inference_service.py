@@ -77,7 +77,7 @@ def over_sockets(load: Load, windows: list[float]) -> list[dict[str, float]]:
 def over_ray(load: Load, windows: list[float]) -> list[dict[str, float]]:
     """Starts a cluster of its own, before anything else has imported Ray: that is when it takes its token."""
     with tempfile.TemporaryDirectory(prefix="accerl-") as folder:
-        cluster.start(ClusterConfig(), Path(folder))
+        cluster.start(ClusterConfig(), Path(folder), Path(folder))
         import ray
 
         try:

@@ -31,7 +31,6 @@ MATRIX_MIB = 16
 BATCH = 8
 TIMEOUT_S = 60.0
 QUIET_BATCHES = 30
-AUTHKEY = b"weight_sync"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,7 @@ class Setup:
 
 
 class BoardManager(BaseManager):
-    """Carries the board of the group to the processes."""
+    """Carries the board of the group to the processes, who inherit the key that it asks for."""
 
 
 class LargePolicy(nn.Module):
@@ -269,7 +268,7 @@ def make_source(setup: Setup, member: str) -> Any:
 
 def join_board(setup: Setup) -> Any:
     BoardManager.register("board")
-    manager = BoardManager(("127.0.0.1", setup.board_port), AUTHKEY)
+    manager = BoardManager(("127.0.0.1", setup.board_port))
     manager.connect()
     return manager.board()  # type: ignore[attr-defined]
 

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from accerl.config import ClusterConfig
 from accerl.runtime import cluster
 from benchmarks.results_file import append, print_json, show
-from benchmarks.weight_peers import AUTHKEY, BoardManager, Peers, Setup
+from benchmarks.weight_peers import BoardManager, Peers, Setup
 
 if TYPE_CHECKING:
     from accerl.runtime.group_board import GroupBoard
@@ -146,7 +146,7 @@ def start_board() -> Iterator[int]:
     are made.
     """
     BoardManager.register("board", make_board)
-    with BoardManager(("127.0.0.1", 0), AUTHKEY, ctx=multiprocessing.get_context("spawn")) as manager:
+    with BoardManager(("127.0.0.1", 0), ctx=multiprocessing.get_context("spawn")) as manager:
         assert isinstance(manager.address, tuple)
         yield manager.address[1]
 
@@ -183,7 +183,7 @@ class Controller:
 @contextlib.contextmanager
 def ray_cluster(mib: int, folder: Path) -> Iterator[cluster.Connection]:
     """A cluster with room for two versions and some more."""
-    address, token_path = cluster.start(ClusterConfig(object_store_mb=int(2.5 * mib) + 100), folder)
+    address, token_path = cluster.start(ClusterConfig(object_store_mb=int(2.5 * mib) + 100), folder, folder)
     import ray
 
     kind: Any = ray.remote(Controller)

@@ -25,6 +25,7 @@ STARTS_CLUSTERS = {
     "tests/runtime/test_checkpoints.py",
     "tests/runtime/test_cluster_doctor.py",
     "tests/runtime/test_faults.py",
+    "tests/runtime/test_intruder.py",
     "tests/runtime/test_namespaces.py",
     "tests/runtime/test_nodes.py",
     "tests/runtime/test_openvla_oft.py",

@@ -153,8 +153,8 @@ class WeightsConfig(Section):
     """The way of new weights from the learner to inference."""
 
     channel: Literal["store", "group", "shared"] = "store"
-    """`store`: Ray's object store, from which members pull; `group`: a broadcast over gloo or NCCL; `shared`: shared
-    memory, on one machine only."""
+    """`store`: Ray's object store, from which members pull; `group`: a broadcast over gloo or NCCL, whose members are
+    not authenticated (SECURITY.md); `shared`: shared memory, on one machine only."""
     bucket_mb: Positive = 16
     """Size of a transfer of `group`, MiB."""
     trainable_only: bool = False

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from accerl.config import ConfigError
+from accerl.runtime.cluster import Connection
 
 ANSWER_WITHIN_S = 60.0
 
@@ -24,9 +25,14 @@ KINDS = {"ConfigError": "refused", "NotSaved": "not saved"}
 
 
 class Bridge:
-    """Calls methods of a run's controller, and of `Watch`. Starts the side process, which takes some seconds once."""
+    """Calls methods of a run's controller, and of `Watch`. Starts the side process, which takes some seconds once.
+
+    Raises:
+        ConfigError: the connection file does not let this process in.
+    """
 
     def __init__(self, folder: Path):
+        Connection.load(folder)
         mine, theirs = _pipe()
         self._pipe = mine
         self._lock = threading.Lock()

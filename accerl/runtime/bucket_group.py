@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 import time
 from collections import deque
@@ -33,6 +34,13 @@ class Seat(NamedTuple):
     size: int
     host: str
     """Address of this process's machine, as the other ranks reach it."""
+
+
+def open_store(host: str) -> dist.TCPStore:
+    """Where processes find each other, at any port of this address only. It asks nobody who they are."""
+    listener = socket.create_server((host, 0))
+    port: int = listener.getsockname()[1]
+    return dist.TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
 class BucketGroup:

@@ -1,7 +1,8 @@
 """The Ray cluster of a run: started on this machine or joined, quiet, and closed to strangers.
 
-Ray's ports listen on every interface, so every cluster that a run starts asks for a token. The token and the address
-lie in files of the run's folder that only its owner can read; whoever can read them can attach.
+A cluster that a run starts listens on the loopback interface, asks for a token, and has its sockets and logs in a
+folder that only this user can enter. The token and the address lie in files of the run's folder that only its owner can
+read; whoever can read them can attach. Who else can do what: SECURITY.md.
 """
 
 from __future__ import annotations
@@ -10,14 +11,24 @@ import json
 import logging
 import os
 import secrets
+import shutil
+import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from accerl.config import ClusterConfig, ConfigError
 from accerl.files import write_file
+from accerl.private import read_secret
 
 NAMESPACE = "accerl"
+CLOSED = {
+    "AUTOSCALER_METRIC_PORT": "-1",  # no port: metrics of Ray that nobody asks for, to whoever asks
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # there Ray listens on the loopback interface; so it does here
+}
+"""Environment of every process of a cluster that is one machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,15 +49,34 @@ class Connection:
 
     @classmethod
     def load(cls, folder: Path) -> Connection | None:
-        """None while, or after, the run has none."""
+        """None while, or after, the run has none.
+
+        Raises:
+            ConfigError: others could have read or written it; or it leads to another machine, which takes no calls.
+        """
         try:
-            return cls(**json.loads((folder / "connection.json").read_text()))
+            connection = cls(**json.loads(read_secret(folder / "connection.json")))
         except FileNotFoundError:
             return None
+        except PermissionError as error:
+            raise ConfigError(f"run: {error}") from None
+        except (ValueError, TypeError, RecursionError) as error:
+            path = folder / "connection.json"
+            raise ConfigError(f"run: {path} is damaged ({error}); end the run's processes and resume it") from None
+        if connection.token_path is not None and connection.host != socket.gethostname():
+            raise ConfigError(
+                f"run: {folder} is at work on {connection.host}, which takes calls from its own processes only; go on "
+                f"there, or start runs with cluster.address"
+            )
+        return connection
 
 
-def start(config: ClusterConfig, folder: Path) -> tuple[str, str | None]:
+def start(config: ClusterConfig, folder: Path, private: Path) -> tuple[str, str | None]:
     """Start or join the cluster; returns its address and the file with the token that a started one asks for.
+
+    Args:
+        folder: of the run.
+        private: a folder that only this user can enter.
 
     Raises:
         ConfigError: there is no cluster at `cluster.address`.
@@ -62,6 +92,8 @@ def start(config: ClusterConfig, folder: Path) -> tuple[str, str | None]:
         "num_cpus": os.cpu_count(),
         "include_dashboard": False,
         "object_store_memory": config.object_store_mb * 2**20,
+        "_node_ip_address": "127.0.0.1",
+        "_temp_dir": str(private / "ray"),  # a folder within, because Ray opens its own to everybody
     }
     try:
         ray.init(
@@ -77,6 +109,13 @@ def start(config: ClusterConfig, folder: Path) -> tuple[str, str | None]:
             f"cluster.address: no Ray cluster answers at {config.address} ({reason}); start one with `ray start --head`"
         ) from None
     return ray.get_runtime_context().gcs_address, None if token_path is None else str(token_path.resolve())
+
+
+def keep_logs(private: Path, folder: Path) -> None:
+    """Copy what Ray and the roles have printed into the run's folder; nothing if the cluster was not started here."""
+    logs = private / "ray" / "session_latest" / "logs"
+    if logs.exists():
+        shutil.copytree(logs, folder / "logs" / "ray", dirs_exist_ok=True)
 
 
 def join(connection: Connection) -> None:
@@ -97,7 +136,11 @@ def join(connection: Connection) -> None:
 
 
 def set_environment(token_path: str | None) -> None:
-    """Set what Ray and the processes it starts read from the environment; call before Ray is imported."""
+    """Set what Ray and the processes it starts read from the environment; call before Ray is imported.
+
+    Args:
+        token_path: file with the token of a cluster that a run has started; None: of any other.
+    """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
@@ -106,5 +149,7 @@ def set_environment(token_path: str | None) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("LP_NUM_THREADS", "0")
     if token_path is not None:
+        os.environ.update(CLOSED)
+        os.environ.pop("RAY_AUTH_TOKEN", None)  # of another cluster; it would be shown instead
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN_PATH"] = token_path

@@ -26,6 +26,7 @@ from accerl.advisor import advise, readings_from
 from accerl.config import ConfigError, RunConfig
 from accerl.files import append_line, write_file
 from accerl.metrics import MetricsWriter, RunMetrics, rewind
+from accerl.private import keep_private
 from accerl.replay.journal import clean
 from accerl.replay.snapshot import Checkpoint
 from accerl.runtime import knobs
@@ -58,6 +59,7 @@ class Controller:
     def __init__(self, config: RunConfig, start: Path, private: Path):
         from accerl.runtime.crew import Crew
 
+        keep_private()
         self._beat = own_beat()
         write_file(note_path(config.folder, "controller"), self._beat.to_json())
         self._crash_log = (config.folder / "logs" / "controller.crash.log").open("a")

@@ -13,7 +13,6 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -24,6 +23,7 @@ from typing import Any
 from accerl import companions
 from accerl.checkpoint import recover, save_policy
 from accerl.config import ConfigError, RunConfig
+from accerl.private import keep_private, temporary_folder
 from accerl.runtime import cluster
 from accerl.runtime.beat import SUSPECT_AFTER_S, Beat, examine
 from accerl.runtime.preflight import start_policy
@@ -41,6 +41,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--owner", type=int)
     arguments = parser.parse_args()
+    keep_private()
     folder: Path = arguments.folder.resolve()  # actors of a cluster that runs already have another working directory
     config = RunConfig.load(folder / "config.json", {"root": folder.parent, "name": folder.name})
     stop = threading.Event()
@@ -81,7 +82,24 @@ def _host(config: RunConfig, stop: threading.Event, owner: int | None) -> str:
     if stop.is_set():
         write_status(config.folder, {"state": "finished", "reason": "stopped before it started"})
         return "finished"
-    address, token_path = cluster.start(config.cluster, config.folder)
+    private = temporary_folder()
+    state = "failed"
+    try:
+        state = _run(config, stop, owner, private, start, damaged)
+    finally:
+        import ray
+
+        ray.shutdown()
+        if state != "finished":
+            cluster.keep_logs(private, config.folder)
+        shutil.rmtree(private, ignore_errors=True)
+    return state
+
+
+def _run(
+    config: RunConfig, stop: threading.Event, owner: int | None, private: Path, start: Path, damaged: list[str]
+) -> str:
+    address, token_path = cluster.start(config.cluster, config.folder, private)
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -93,36 +111,31 @@ def _host(config: RunConfig, stop: threading.Event, owner: int | None) -> str:
         print(sentence, file=sys.stderr, flush=True)
         incidents.add("host", sentence, "the one before is used")
     stop_on_signal(stop)
-    private = Path(tempfile.mkdtemp(prefix="accerl-", dir=os.environ.get("XDG_RUNTIME_DIR")))
-    try:
-        name = f"{config.name}/controller"
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # with the folder
-        kind: Any = ray.remote(Controller)
-        options = {"max_restarts": -1, "max_task_retries": -1, "num_cpus": 0, "scheduling_strategy": here}
-        actor = kind.options(name=name, **options).remote(config, start, private)
-        finished = actor.run.remote()
-        watch = ControllerWatch(actor, config.supervision.answer_s)
-        cluster.Connection(
-            address=address,
-            controller=name,
-            token_path=token_path,
-            host=socket.gethostname(),
-            host_pid=os.getpid(),
-        ).save(config.folder)
-        deadline = None
-        while True:
-            done, _ = ray.wait([finished], timeout=0.2)
-            if done:
-                return ray.get(finished)
-            watch.look()
-            if deadline is None and (stop.is_set() or (owner is not None and not _alive(owner))):
-                actor.stop.remote()
-                deadline = time.monotonic() + STOP_WITHIN_S
-            if deadline is not None and time.monotonic() > deadline and not _is_saving(config.folder):
-                raise TimeoutError(f"the roles did not stop within {STOP_WITHIN_S:.0f} s and were ended")
-    finally:
-        ray.shutdown()
-        shutil.rmtree(private, ignore_errors=True)
+    name = f"{config.name}/controller"
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # with the folder
+    kind: Any = ray.remote(Controller)
+    options = {"max_restarts": -1, "max_task_retries": -1, "num_cpus": 0, "scheduling_strategy": here}
+    actor = kind.options(name=name, **options).remote(config, start, private)
+    finished = actor.run.remote()
+    watch = ControllerWatch(actor, config.supervision.answer_s)
+    cluster.Connection(
+        address=address,
+        controller=name,
+        token_path=token_path,
+        host=socket.gethostname(),
+        host_pid=os.getpid(),
+    ).save(config.folder)
+    deadline = None
+    while True:
+        done, _ = ray.wait([finished], timeout=0.2)
+        if done:
+            return ray.get(finished)
+        watch.look()
+        if deadline is None and (stop.is_set() or (owner is not None and not _alive(owner))):
+            actor.stop.remote()
+            deadline = time.monotonic() + STOP_WITHIN_S
+        if deadline is not None and time.monotonic() > deadline and not _is_saving(config.folder):
+            raise TimeoutError(f"the roles did not stop within {STOP_WITHIN_S:.0f} s and were ended")
 
 
 class ControllerWatch:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch.distributed as dist
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from accerl.config import LearnerConfig, ObjectiveConfig, RunConfig
 from accerl.learner import Learner, merged
 from accerl.protocols import Policy
 from accerl.runtime.actors.rank import Place, ranked_learner
+from accerl.runtime.bucket_group import open_store
 from accerl.trace import Tracer
 from accerl.types import Batch
 
@@ -135,7 +135,7 @@ def form_ranks(config: RunConfig, start: Path, found: Path | None, tracer: Trace
     for rank in ranks:
         _wait_until_fresh(rank)
     address = ray.util.get_node_ip_address()
-    store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
+    store = open_store(address)
     places = [Place(number, address, store.port, found) for number in range(1 + len(ranks))]
     calls = [rank.join.remote(place) for rank, place in zip(ranks, places[1:], strict=True)]
     policy, learner = ranked_learner(config, start, places[0], store, tracer)

@@ -20,6 +20,8 @@ from accerl.runtime.requests_zmq import Endpoint, KeyPair, has_message
 from accerl.runtime.wire import decode_requests, encode_answers
 from accerl.types import Decision, DecisionRequest
 
+LARGEST_MESSAGE = 2**30
+"""Bytes, over the network: a stranger, too, may announce any length, for which room would be made."""
 _log = logging.getLogger(__name__)
 
 
@@ -91,6 +93,7 @@ class RequestServer:
         door.curve_server = True
         door.curve_secretkey = tcp.keys.secret.encode()
         door.zap_domain = b"accerl"
+        door.maxmsgsize = LARGEST_MESSAGE
         door.bind(f"tcp://{tcp.host}:*")
         return door
 

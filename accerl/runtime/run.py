@@ -7,6 +7,7 @@ joins the cluster (`accerl.runtime.bridge`), so that a cluster that dies does no
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
@@ -22,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from accerl.config import ConfigError, RunConfig
 from accerl.files import is_full, read_lines, write_file
+from accerl.private import check_writers
+from accerl.reading import read_object
 from accerl.recent import Cursor, Seen, Source, check_source, watch_folder
 from accerl.runtime.bridge import Bridge, spawn
 from accerl.types import Trajectory
@@ -61,7 +64,8 @@ def launch(config: RunConfig, *, resume: bool | Literal["auto"] = False, owner_p
         _check_resumable(folder)
     elif (folder / "config.json").exists():
         raise ConfigError(f"name: {folder} holds a run; resume it, remove it, or choose another name")
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    _make(folder)
+    (folder / "logs").mkdir(exist_ok=True)
     (folder / "connection.json").unlink(missing_ok=True)
     (folder / "config.json").write_text(config.model_dump_json(indent=1))
     write_status(folder, {"state": "starting", "reason": "", "host": socket.gethostname()})
@@ -76,11 +80,15 @@ def attach(run: str | Path, root: Path = Path("runs")) -> Run:
         run: its name below `root`, or its folder.
 
     Raises:
-        ConfigError: there is no such run.
+        ConfigError: there is no such run, or it is somebody else's.
     """
     for folder in (root / run, Path(run)):
-        if (folder / "config.json").exists():
-            return Run(folder)
+        try:
+            if (folder / "config.json").exists():
+                return Run(folder)
+        except PermissionError:
+            owner = folder.stat().st_uid
+            raise ConfigError(f"run: {folder} belongs to user {owner}, who alone may enter it; go on there") from None
     known = ", ".join(other.name for other in runs(root)) or "none"
     raise ConfigError(f"run: there is no run {str(run)!r} below {root}; known: {known}")
 
@@ -110,9 +118,14 @@ class Run:
     def status(self) -> dict[str, Any]:
         """`state` (starting, running, paused, stopping, finished, failed, dead), `reason`, and the newest counters."""
         try:
-            status = json.loads((self.folder / "status.json").read_text())
+            status = read_object(self.folder / "status.json")
         except FileNotFoundError:
             return {"state": "dead", "reason": "it has no status.json"}
+        except ValueError as error:
+            return {"state": "dead", "reason": f"its status.json is damaged ({error})"}
+        if not isinstance(status.get("state"), str):
+            return {"state": "dead", "reason": "its status.json is damaged (it names no state)"}
+        status.setdefault("reason", "")
         if status["state"] in LIVE and not self._host_lives(status):
             log = self.folder / "logs" / "host.log"
             return {**status, "state": "dead", "reason": f"its processes are gone; see {log}, then resume it"}
@@ -381,6 +394,21 @@ def write_status(folder: Path, fields: dict[str, Any]) -> None:
         if not is_full(error):
             raise
         print(f"{path} is out of date, the disk is full", file=sys.stderr, flush=True)
+
+
+def _make(folder: Path) -> None:
+    """The folder of a run: a new one only this user can enter; one that is there keeps its readers.
+
+    Raises:
+        ConfigError: others can write into it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    try:
+        check_writers(folder)
+    except PermissionError as error:
+        raise ConfigError(f"name: {error}") from None
 
 
 def _check_resumable(folder: Path) -> None:

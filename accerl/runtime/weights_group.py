@@ -14,14 +14,13 @@ is inside a collective only while bytes flow.
 from __future__ import annotations
 
 import json
-import socket
 import time
 import uuid
 from typing import Any
 
 import torch.distributed as dist
 
-from accerl.runtime.bucket_group import POLL_S, BucketGroup, Seat
+from accerl.runtime.bucket_group import POLL_S, BucketGroup, Seat, open_store
 from accerl.runtime.group_board import GroupBoard, Membership, RayBoard
 from accerl.runtime.group_source import GroupSource
 from accerl.weight_buckets import PackedWeights
@@ -52,11 +51,8 @@ class GroupSender:
         self._timeout_s = timeout_s
         self._host = host
         self._backend = backend
-        listener = socket.create_server((host, 0))
-        self._port: int = listener.getsockname()[1]
-        self._store: Any = dist.TCPStore(
-            host, self._port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-        )
+        self._store: Any = open_store(host)
+        self._port: int = self._store.port
         self._epoch = 0
         self._tokens: list[str] = []
         self._group: BucketGroup | None = None

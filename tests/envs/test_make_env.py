@@ -16,6 +16,7 @@ def own_suite(config: EnvConfig, tasks: tuple[str, ...]) -> Dots:
     ("changes", "message"),
     [
         ({"suite": "metaword"}, "env.suite: 'metaword' is unknown; did you mean 'metaworld'?"),
+        ({"suite": "os:system"}, "env.suite: 'os:system' is part of Python; name an object of a package of yours"),
         ({"suite": "no_such_package:make"}, "env.suite: cannot import 'no_such_package'"),
         ({"suite": f"{__name__}:mistyped"}, f"env.suite: '{__name__}' has no 'mistyped'"),
         ({"suite": "accerl.config:__doc__"}, "env.suite: 'accerl.config:__doc__' is no function of (EnvConfig, tasks)"),

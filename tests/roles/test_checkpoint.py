@@ -22,7 +22,7 @@ from accerl.checkpoint import (
     save_policy,
 )
 from accerl.config import ConfigError, LearnerConfig, ObjectiveConfig
-from accerl.files import append_line, read_lines, replaced, sweep, write_file
+from accerl.files import append_line, read_lines, replaced, sweep, within, write_file
 from accerl.learner import Learner
 from accerl.packing import pack
 from accerl.policies.tiny_vla import TinyVLA
@@ -106,6 +106,13 @@ def test_lines_go_on_after_one_that_was_cut_off(tmp_path: Path):
         file.write('{"a": 2')
     assert append_line(path, {"a": 3})
     assert read_lines(path) == [{"a": 1}, {"a": 3}]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../token", "/etc/passwd", "a/b", "a\0"])
+def test_an_index_names_files_of_its_folder_only(tmp_path: Path, name: str):
+    assert within(tmp_path, "shard-0.safetensors") == tmp_path / "shard-0.safetensors"
+    with pytest.raises(ConfigError, match="which is no file in it"):
+        within(tmp_path, name)
 
 
 def test_a_file_is_written_with_its_mode_and_leaves_no_temporary_name(tmp_path: Path):

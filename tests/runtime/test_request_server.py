@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -380,6 +381,8 @@ def test_what_is_done_with_is_forgotten(start):
 # --- across nodes -----------------------------------------------------------------------------------------------------
 
 HOST = "127.0.0.1"
+GREETING = b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f\x03\x00CURVE" + b"\x00" * 47
+"""Of ZeroMQ."""
 
 
 def test_a_client_on_another_node_comes_over_tcp_with_its_key(start):
@@ -395,6 +398,24 @@ def test_a_client_on_another_node_comes_over_tcp_with_its_key(start):
 
     play(scene)
     assert server.num_refused == 0
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\x00" * 4096, b"GET / HTTP/1.1\r\n\r\n", GREETING, GREETING + b"\x02\x7f" + b"\xff" * 4096]
+)
+def test_whoever_talks_nonsense_over_tcp_disturbs_nobody(start, garbage: bytes):
+    keys, own = KeyPair.make(), KeyPair.make()
+    server = start(Answer(), tcp=TcpDoor(HOST, keys, frozenset({own.public})))
+    port = int(server.endpoint.tcp.rpartition(":")[2])
+
+    async def scene() -> None:
+        async with client_of(server, medium=Sockets("there", own)) as friend:
+            with socket.create_connection((HOST, port), 5) as stranger, suppress(OSError):
+                stranger.sendall(garbage)
+                assert await values(friend, 1) == [1]
+            assert await values(friend, 2) == [2]
+
+    play(scene)
 
 
 def test_a_stranger_gets_no_answer(start):

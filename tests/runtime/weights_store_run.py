@@ -130,7 +130,8 @@ def wait_until_lost(ray: Any, controller: Any) -> None:
 
 
 def main() -> None:
-    cluster.start(ClusterConfig(object_store_mb=200), Path(sys.argv[1]))
+    folder = Path(sys.argv[1])
+    cluster.start(ClusterConfig(object_store_mb=200), folder, folder)
     import ray
 
     print(json.dumps(dict(observe(ray))))

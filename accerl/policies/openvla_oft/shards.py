@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from accerl.config import ConfigError
+from accerl.files import within
 from accerl.policies.openvla_oft.config import ACTION_TOKENS, OpenVLAOFTConfig
 from accerl.policies.openvla_oft.model import OpenVLAModel
 from accerl.policies.vocabulary import whole
@@ -26,14 +27,17 @@ def list_shards(folder: Path) -> list[Path]:
     """Files with the weights, in order.
 
     Raises:
-        ConfigError: one is missing.
+        ConfigError: one is missing, or not in the folder.
     """
     index = folder / INDEX
     names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [SINGLE]
-    for name in names:
-        if not (folder / name).exists():
-            raise ConfigError(f"policy.checkpoint: {folder} has no {name}; give a complete checkpoint in safetensors")
-    return [folder / name for name in names]
+    paths = [within(folder, name) for name in names]
+    for path in paths:
+        if not path.exists():
+            raise ConfigError(
+                f"policy.checkpoint: {folder} has no {path.name}; give a complete checkpoint in safetensors"
+            )
+    return paths
 
 
 def never_contributes(name: str, config: OpenVLAOFTConfig) -> bool:

@@ -12,6 +12,7 @@ import torch
 from accerl import kernels
 from accerl.config import RunConfig
 from accerl.inference import InferenceService, PolicyServer, Window
+from accerl.private import make_folder
 from accerl.runtime.actors.role import Role, Wiring, node_id
 from accerl.runtime.request_server import RequestServer, TcpDoor
 from accerl.runtime.requests_ray import Message, RayAnswers
@@ -94,7 +95,8 @@ class InferenceActor(Role):
         if self._config.cluster.address is not None:
             allowed = frozenset({self._wiring.client_keys.public})
             tcp = TcpDoor(host=ray.util.get_node_ip_address(), keys=self._wiring.server_keys, allowed=allowed)
-        self._wiring.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (self._wiring.sockets.parent, self._wiring.sockets):
+            make_folder(folder)  # on another node neither is there yet
         door = RequestServer(self._service, node_id(), self._wiring.sockets / f"{self.name}.{incarnation}", tcp)
         door.start()
         return door

@@ -25,6 +25,7 @@ from ray.exceptions import RayActorError
 from accerl.config import RunConfig
 from accerl.files import write_file
 from accerl.policies import empty_policy
+from accerl.private import keep_private
 from accerl.protocols import Policy
 from accerl.replay.snapshot import Checkpoint
 from accerl.runtime.beat import Beat, note_path, own_beat
@@ -113,6 +114,7 @@ class Role:
     def __init__(self, config: RunConfig, name: str, controller: Any):
         self.name = name
         self._controller = controller
+        keep_private()  # of a cluster that was there before, the processes have what `ray start` had
         logs = config.folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)  # on another node the folder may be its own
         self._crash_log_path = logs / f"{name}.crash.log"
