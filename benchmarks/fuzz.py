@@ -188,9 +188,8 @@ def _change(data: bytearray, chance: random.Random, is_text: bool) -> None:
             other = chance.randrange(span + 1)
             data[place:place] = data[other : other + chance.randint(1, 40)]
         case 6:
-            data[:8] = (
-                len(data) + chance.randint(-40, 40) if chance.random() < 0.5 else chance.getrandbits(64)
-            ).to_bytes(8, "little")
+            near = max(0, len(data) + chance.randint(-40, 40))
+            data[:8] = (near if chance.random() < 0.5 else chance.getrandbits(64)).to_bytes(8, "little")
 
 
 def _with_other_value(content: Any, chance: random.Random) -> Any:
