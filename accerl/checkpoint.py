@@ -30,6 +30,7 @@ from accerl.files import discard, replaced, set_aside, sweep
 from accerl.manifest import Damaged, read_manifest, verify, write_manifest
 from accerl.policies import restore_policy
 from accerl.protocols import Policy
+from accerl.reading import read_object
 from accerl.tensor_files import Digest, num_bytes, read_tensors, write_tensors
 
 FORMAT = 1
@@ -113,10 +114,13 @@ def load_policy(folder: Path, open_fields: Mapping[str, Any] | None = None) -> P
             )
     try:
         verify(folder, POLICY)
-        config = json.loads((folder / POLICY[0]).read_text())
+        config = read_object(folder / POLICY[0])
         tensors = read_tensors(folder / POLICY[1])
+        _check_finite(tensors)
     except (OSError, ValueError) as error:
         raise ConfigError(f"policy.checkpoint: {folder} is damaged ({error}); use another one") from None
+    if config.pop("format", FORMAT) != FORMAT:
+        raise ConfigError(f"policy.checkpoint: {folder} was written in another format; this version reads {FORMAT}")
     try:
         return restore_policy(config, tensors)
     except ConfigError:
@@ -260,6 +264,12 @@ def unflatten_optimizer(numbers: Mapping[str, Any], tensors: Mapping[str, Tensor
 def _write_policy(folder: Path, policy_config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Digest]:
     (folder / POLICY[0]).write_text(json.dumps({"format": FORMAT, **policy_config}))
     return {POLICY[1]: write_tensors(folder / POLICY[1], tensors)}
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} is not finite")
 
 
 def _check_counters(learner: Mapping[str, Any], run: Any) -> None:

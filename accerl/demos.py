@@ -10,23 +10,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from safetensors import safe_open
+from pydantic import ConfigDict, Field
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from accerl.config import ConfigError, DemosConfig, EnvConfig
+from accerl.config import ConfigError, DemosConfig, EnvConfig, Positive, Section
 from accerl.envs.libero.suites import SUITES as LIBERO
-from accerl.files import within, write_file
+from accerl.files import write_file
 from accerl.protocols import Env, Expert
+from accerl.reading import read_object
 from accerl.rollout import derive_seed
 from accerl.statistics import summarize
 from accerl.types import Array
 
 FORMAT = 1
 LAST = ("last_images", "last_proprio")
+COLUMNS = (("images", 5, "U8"), ("proprio", 2, "F32"), ("action", 2, "F32"))
+"""Name, number of dimensions and type of what a shard holds."""
+LAST_COLUMNS = (("last_images", 5, "U8"), ("last_proprio", 2, "F32"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +164,36 @@ def write_index(folder: Path, env: EnvConfig, config: DemosConfig, shards: Seque
     write_file(folder / "dataset.json", json.dumps(content, indent=1))
 
 
+class _EpisodeFacts(Section):
+    model_config = ConfigDict(extra="allow")
+
+    task: str
+    instruction: str
+    length: Positive
+    success: bool = True
+
+
+class _ShardFacts(Section):
+    file: Annotated[str, Field(pattern=r"^[\w-][\w.-]*\.safetensors$")]
+    episodes: Annotated[tuple[_EpisodeFacts, ...], Field(min_length=1)]
+
+
+class _Recording(Section):
+    model_config = ConfigDict(extra="allow")
+
+    draw_every: Positive = 1
+
+
+class _Index(Section):
+    """What a `dataset.json` must hold to be read; other things may stand beside."""
+
+    model_config = ConfigDict(extra="allow")
+
+    env: EnvConfig
+    demos: _Recording
+    shards: Annotated[tuple[_ShardFacts, ...], Field(min_length=1)]
+
+
 def load(folder: Path, failures: bool = False) -> tuple[list[Demonstration], EnvConfig]:
     """The demonstrations of a folder and the environment they were recorded in.
 
@@ -166,26 +201,36 @@ def load(folder: Path, failures: bool = False) -> tuple[list[Demonstration], Env
         failures: failed episodes too, if the folder has some.
 
     Raises:
-        ConfigError: the folder holds no complete data set of a known format.
+        ConfigError: the folder holds no complete data set of a known format, or a damaged one.
     """
     index = read_index(folder)
     every = every_of(index)
     shards = (read_shard(folder, shard, every, failures) for shard in index["shards"])
-    return list(chain.from_iterable(shards)), EnvConfig(**index["env"])
+    demonstrations = list(chain.from_iterable(shards))
+    kinds = {_shape_of(demonstration) for demonstration in demonstrations}
+    if len(kinds) > 1:
+        raise ConfigError(f"data: {folder} mixes episodes of {' and '.join(sorted(kinds))}; record it again")
+    return demonstrations, EnvConfig(**index["env"])
 
 
 def read_index(folder: Path) -> dict[str, Any]:
     """The content of `dataset.json`.
 
     Raises:
-        ConfigError: there is none, or it is of another format.
+        ConfigError: there is none, it is damaged, or it is of another format.
     """
-    index = folder / "dataset.json"
-    if not index.exists():
+    path = folder / "dataset.json"
+    if not path.exists():
         raise ConfigError(f"data: {folder} holds no dataset.json; record one with `accerl demos --out {folder}`")
-    content = json.loads(index.read_text())
-    if content.get("format") != FORMAT:
-        raise ConfigError(f"data: {folder} has format {content.get('format')}, this version reads {FORMAT}")
+    try:
+        content = read_object(path)
+        if content.get("format") != FORMAT:
+            raise ConfigError(f"data: {folder} has format {content.get('format')}, this version reads {FORMAT}")
+        _Index(**content)
+    except (OSError, ValueError) as error:
+        if str(error).startswith("data: "):
+            raise
+        raise ConfigError(f"data: {path} is damaged ({error}); record it again") from None
     return content
 
 
@@ -195,28 +240,65 @@ def every_of(index: Mapping[str, Any]) -> int:
 
 
 def read_shard(folder: Path, shard: Mapping[str, Any], every: int, failures: bool = False) -> Iterator[Demonstration]:
-    """The episodes of one shard of the index, one by one; failed ones if they are asked for."""
+    """The episodes of one shard of the index, one by one; failed ones if they are asked for.
+
+    Raises:
+        ConfigError: its file is missing, damaged, or not what the index says.
+    """
+    path = folder / shard["file"]
+    try:
+        with safe_open(path, framework="numpy") as arrays:
+            columns = {name: arrays.get_slice(name) for name in arrays.keys()}  # noqa: SIM118 - no mapping
+            _check_columns(columns, shard["episodes"], every)
+            yield from _episodes(columns, shard["episodes"], every, failures)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"data: {path} is damaged ({error}); record it again") from None
+
+
+def _check_columns(columns: Mapping[str, Any], episodes: Sequence[Mapping[str, Any]], every: int) -> None:
+    frames = sum(num_frames(episode["length"], every) for episode in episodes)
+    rows = {"images": frames, "proprio": frames, "action": sum(episode["length"] for episode in episodes)}
+    wanted = {name: (rows[name], dims, kind) for name, dims, kind in COLUMNS}
+    wanted |= {name: (len(episodes), dims, kind) for name, dims, kind in LAST_COLUMNS if name in columns}
+    for name, (number, dims, kind) in wanted.items():
+        if name not in columns:
+            raise ValueError(f"{name} is missing")
+        shape, found = columns[name].get_shape(), columns[name].get_dtype()
+        if len(shape) != dims or found != kind or shape[0] != number:
+            raise ValueError(f"{name} is {found} {shape}, not {kind} of {dims} dimensions and {number} rows")
+
+
+def _episodes(
+    columns: Mapping[str, Any], episodes: Sequence[Mapping[str, Any]], every: int, failures: bool
+) -> Iterator[Demonstration]:
     first_action = first_frame = 0
-    with safe_open(within(folder, shard["file"]), framework="numpy") as arrays:
-        columns = {name: arrays.get_slice(name) for name in ("images", "proprio", "action")}
-        last = {name: arrays.get_slice(name) for name in LAST if name in arrays.keys()}  # noqa: SIM118 - no mapping
-        for row, episode in enumerate(shard["episodes"]):
-            actions = slice(first_action, first_action + episode["length"])
-            frames = slice(first_frame, first_frame + num_frames(episode["length"], every))
-            first_action, first_frame = actions.stop, frames.stop
-            success = episode.get("success", True)
-            if not success and not failures:
-                continue
-            yield Demonstration(
-                task=episode["task"],
-                instruction=episode["instruction"],
-                images=columns["images"][frames],
-                proprio=columns["proprio"][frames],
-                action=columns["action"][actions],
-                every=every,
-                success=success,
-                **{name: column[row] for name, column in last.items()},
-            )
+    for row, episode in enumerate(episodes):
+        actions = slice(first_action, first_action + episode["length"])
+        frames = slice(first_frame, first_frame + num_frames(episode["length"], every))
+        first_action, first_frame = actions.stop, frames.stop
+        success = episode.get("success", True)
+        if not success and not failures:
+            continue
+        demonstration = Demonstration(
+            task=episode["task"],
+            instruction=episode["instruction"],
+            images=columns["images"][frames],
+            proprio=columns["proprio"][frames],
+            action=columns["action"][actions],
+            every=every,
+            success=success,
+            **{name: columns[name][row] for name in LAST if name in columns},
+        )
+        for name in ("action", "proprio"):
+            if not np.isfinite(getattr(demonstration, name)).all():
+                raise ValueError(f"{name} of episode {row} is not finite")
+        yield demonstration
+
+
+def _shape_of(demonstration: Demonstration) -> str:
+    cameras, height, width = demonstration.images.shape[1:4]
+    sizes = f"{demonstration.proprio.shape[1]} values of proprioception, {demonstration.action.shape[1]} of an action"
+    return f"{cameras} pictures of {height}x{width}, {sizes}"
 
 
 def _play(env: Env, expert: Expert, task: str, seed: int, every: int) -> Demonstration:

@@ -111,12 +111,27 @@ def within(folder: Path, name: str) -> Path:
 
 
 def read_lines(path: Path, after: int = 0) -> list[dict[str, Any]]:
-    """The complete JSON lines of a file from number `after` on; a line that is still being written is left out."""
+    """The complete JSON lines of a file from number `after` on; a line that is still being written is left out.
+
+    Raises:
+        ConfigError: one is no JSON object.
+    """
     try:
-        text = path.read_text()
+        data = path.read_bytes()
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in text.splitlines(keepends=True)[after:] if line.endswith("\n")]
+    lines = data.split(b"\n")[:-1]
+    return [_read_line(path, number, lines[number]) for number in range(after, len(lines))]
+
+
+def _read_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise ConfigError(f"run: line {number + 1} of {path} is damaged; remove that line")
+    return content
 
 
 def append_line(path: Path, line: Mapping[str, Any]) -> bool:

@@ -27,7 +27,7 @@ def find_object(path: str, field: str, known: Iterable[str]) -> Any:
         raise ConfigError(f"{field}: {path!r} is part of Python; name an object of a package of yours")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, ValueError, TypeError) as error:  # the latter: `:name`, `.module:name`
         raise ConfigError(f"{field}: cannot import {module_name!r} ({error}); is it on sys.path?") from None
     if not hasattr(module, name):
         raise ConfigError(f"{field}: {module_name!r} has no {name!r}")

@@ -66,15 +66,21 @@ def load(path: Path) -> Trajectory:
     """The trajectory of a file.
 
     Raises:
-        ConfigError: the file is of another format.
+        OSError: there is no such file.
+        ConfigError: the file is damaged, or of another format.
     """
-    with safe_open(path, framework="np") as file:
-        metadata = file.metadata() or {}
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            arrays: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         if metadata.get("format") != str(FORMAT):
             raise ConfigError(f"trajectory: {path} has format {metadata.get('format')}, this version reads {FORMAT}")
-        arrays: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    blob = {name.removeprefix("blob."): arrays.pop(name) for name in list(arrays) if name.startswith("blob.")}
-    return Trajectory(**arrays, **json.loads(metadata["facts"]), blob=blob)
+        blob = {name.removeprefix("blob."): arrays.pop(name) for name in list(arrays) if name.startswith("blob.")}
+        return Trajectory(**arrays, **json.loads(metadata["facts"]), blob=blob)
+    except ConfigError:
+        raise
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f"trajectory: {path} is damaged ({error})") from None
 
 
 def facts(path: Path) -> dict[str, Any]:

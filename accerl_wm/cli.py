@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accerl.cli.command import Command
+from accerl.cli.folders import check_out
 from accerl.config import ConfigError, EnvConfig, Fraction, Positive, Section, suggest
 from accerl.console import progress, say
 from accerl_wm.config import CosmosOptions, LargeOptions, ObservationTraining, RewardTraining
@@ -92,8 +93,7 @@ def train(options: TrainOptions) -> int:
 
     from accerl_wm import store, training
 
-    if (options.out / "world.json").exists() and not options.overwrite:
-        raise ConfigError(f"out: {options.out} holds a world model; add --overwrite or give another folder")
+    check_out(options.out, "world.json", "a world model", options.overwrite)
     torch.set_num_threads(options.num_threads)
     frames, env = read_data(options)
     torch.manual_seed(options.observation.seed)
@@ -218,6 +218,12 @@ def read_data(options: DataOptions) -> tuple[FrameBuffer, EnvConfig]:
             raise ConfigError(f"demos: {folder}: {error}") from None
     if frames is None or first is None:
         raise ConfigError("demos: no data set; give folders made by `accerl demos`")
+    for held_out, what in ((False, "to learn from"), (True, "to be held out")):
+        if not frames.episodes(held_out):
+            raise ConfigError(
+                f"held_out: {options.held_out} of {len(frames)} episodes leaves none {what}; record more of each task, "
+                f"or use 0.5"
+            )
     return frames, first
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from accerl.config import ConfigError
 from accerl.files import replaced
+from accerl.reading import read_object
 from accerl.tensor_files import Digest, write_tensors
 from accerl_wm import observation, reward
 from accerl_wm.protocols import TrainableObservationModel, TrainableRewardModel
@@ -63,7 +64,10 @@ def read_facts(folder: Path) -> dict[str, Any]:
     path = folder / "world.json"
     if not path.is_file():
         raise ConfigError(f"world_model: {folder} holds no world.json; train one with `accerl wm train --out {folder}`")
-    facts = json.loads(path.read_text())
+    try:
+        facts = read_object(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"world_model: {folder} is damaged ({error}); train it again") from None
     if facts.pop("format", None) != FORMAT:
         raise ConfigError(f"world_model: {folder} was written in another format; this version reads {FORMAT}")
     return facts
@@ -87,11 +91,11 @@ def load_model(folder: Path, name: Literal["observation", "reward"], device: tor
     """
     folder = find(folder)
     try:
-        model = BUILD[name](json.loads((folder / f"{name}.json").read_text()))
+        model = BUILD[name](read_object(folder / f"{name}.json"))
         model.load_state_dict(load_file(folder / f"{name}.safetensors"))
     except ConfigError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"world_model: {folder / name} cannot be read ({reason}); train it again") from None
     return model.to(device).train(False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from accerl.cli.command import Command
+from accerl.cli.folders import check_out
 from accerl.cli.policies import ORIGIN
 from accerl.config import CloneConfig, ConfigError, EnvConfig, PolicyConfig, Section
 from accerl.console import progress, say
@@ -42,8 +43,7 @@ def clone(options: CloneOptions) -> int:
     from accerl import demos, imitation
     from accerl.checkpoint import save_policy
 
-    if (options.out / "policy.json").exists() and not options.overwrite:
-        raise ConfigError(f"out: {options.out} holds a policy; add --overwrite or give another folder")
+    check_out(options.out, "policy.json", "a policy", options.overwrite)
     config = options.clone
     demonstrations, env = demos.load(options.data)
     torch.set_num_threads(config.num_threads)

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -34,26 +34,30 @@ MIN_REACH = 1e-3
 """Of proprioception that hardly changes: 1 mm."""
 
 
+Size = Annotated[int, Field(gt=0, le=4096)]
+"""So that a damaged file does not ask for a network that no memory holds."""
+
+
 class TinyVLAConfig(BaseModel):
     """What rebuilds a TinyVLA; saved beside its weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image_size: int
-    num_cameras: int
-    proprio_dim: int
-    action_dim: int
-    chunk_length: int
-    max_decisions: int
+    image_size: Size
+    num_cameras: Size
+    proprio_dim: Annotated[int, Field(ge=0, le=4096)]
+    action_dim: Size
+    chunk_length: Size
+    max_decisions: Size
     vocabulary: tuple[str, ...]
     """Words of the instructions it was made for; any other word is one and the same unknown token."""
-    width: int = 192
-    num_layers: int = 2
-    num_heads: int = 4
-    num_bins: int = 256
-    num_basis: int = 16
+    width: Size = 192
+    num_layers: Annotated[int, Field(gt=0, le=64)] = 2
+    num_heads: Size = 4
+    num_bins: Size = 256
+    num_basis: Size = 16
     """Smooth radial functions the bins' logits are made of, so that neighbouring bins move together."""
-    max_words: int = 16
+    max_words: Size = 16
     value_probability: bool = True
     """The value is a success probability in (0, 1), see `accerl.policies.value_head`."""
     label_width: float = 6.0

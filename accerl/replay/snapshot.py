@@ -17,8 +17,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter
+
 from accerl import trajectories
 from accerl.files import sync, write_file
+from accerl.reading import read_object
 from accerl.replay.order import Entry
 from accerl.replay.spill import SegmentFiles, file_name
 from accerl.types import Trajectory
@@ -83,6 +86,11 @@ class Content:
         }
 
 
+RECORD = TypeAdapter(Record)
+CONTENT = TypeAdapter(Content, config=ConfigDict(arbitrary_types_allowed=True))
+"""They refuse what is of another type."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """Where a run is resumed from: what came later has never been."""
@@ -120,15 +128,22 @@ def read(
             there. None: go on from the end of the journal.
 
     Raises:
-        ValueError: another format.
+        ValueError: it is damaged, or of another format.
         OSError: a file is missing.
     """
-    facts = json.loads((folder / "state.json").read_text())
+    try:
+        return _read(folder, max_reuse, files, checkpoint)
+    except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise ValueError(f"{folder} is damaged ({error!r})") from None
+
+
+def _read(folder: Path, max_reuse: int, files: SegmentFiles | None, checkpoint: Checkpoint | None) -> Content:
+    facts = read_object(folder / "state.json")
     if facts.pop("format") != FORMAT:
         raise ValueError(f"{folder} is of another format than {FORMAT}")
-    records = {each["number"]: Record(**each) for each in facts.pop("segments")}
+    records = {each["number"]: RECORD.validate_python(each) for each in facts.pop("segments")}
     before = set(records)
-    content = Content(**facts, segments=[])
+    content = CONTENT.validate_python({**facts, "segments": []})
     journal = folder / "journal.jsonl"
     lines = journal.read_text().splitlines(keepends=True) if journal.exists() else []
     is_past = False
@@ -154,7 +169,7 @@ def read(
 
 
 def _add(line: dict[str, Any], records: dict[int, Record], content: Content) -> None:
-    record = Record(**line["record"])
+    record = RECORD.validate_python(line["record"])
     records[record.number] = record
     content.sums["pushed_decisions"] += record.num_decisions
     content.next_key = max(content.next_key, record.key + 1)

@@ -60,6 +60,9 @@ class Connection:
             return None
         except PermissionError as error:
             raise ConfigError(f"run: {error}") from None
+        except (ValueError, TypeError, RecursionError) as error:
+            path = folder / "connection.json"
+            raise ConfigError(f"run: {path} is damaged ({error}); end the run's processes and resume it") from None
         if connection.token_path is not None and connection.host != socket.gethostname():
             raise ConfigError(
                 f"run: {folder} is at work on {connection.host}, which takes calls from its own processes only; go on "

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from accerl.config import ConfigError, RunConfig
 from accerl.files import is_full, read_lines, write_file
 from accerl.private import shut_out_writers
+from accerl.reading import read_object
 from accerl.recent import Cursor, Seen, Source, check_source, watch_folder
 from accerl.runtime.bridge import Bridge, spawn
 from accerl.types import Trajectory
@@ -117,9 +119,13 @@ class Run:
     def status(self) -> dict[str, Any]:
         """`state` (starting, running, paused, stopping, finished, failed, dead), `reason`, and the newest counters."""
         try:
-            status = json.loads((self.folder / "status.json").read_text())
+            status = read_object(self.folder / "status.json")
         except FileNotFoundError:
             return {"state": "dead", "reason": "it has no status.json"}
+        except ValueError as error:
+            return {"state": "dead", "reason": f"its status.json is damaged ({error})"}
+        if not _is_status(status):
+            return {"state": "dead", "reason": "its status.json is damaged (a field is missing, or of another type)"}
         if status["state"] in LIVE and not self._host_lives(status):
             log = self.folder / "logs" / "host.log"
             return {**status, "state": "dead", "reason": f"its processes are gone; see {log}, then resume it"}
@@ -388,6 +394,12 @@ def write_status(folder: Path, fields: dict[str, Any]) -> None:
         if not is_full(error):
             raise
         print(f"{path} is out of date, the disk is full", file=sys.stderr, flush=True)
+
+
+def _is_status(content: Mapping[str, Any]) -> bool:
+    """It says what is asked of it, as `write_status` writes it."""
+    kinds = {"state": str, "reason": str, "updated": int | float, "host": str | None, "host_pid": int | None}
+    return all(isinstance(content.get(name), kind) for name, kind in kinds.items())
 
 
 def _make(folder: Path) -> None:

@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from safetensors import SafetensorError
-
 from accerl.config import RunConfig
 from accerl.groups import groups_of
 from accerl.recent import Recent
@@ -155,7 +153,7 @@ class ReplayActor(Role):
         if self._snapshots.newest is not None and (is_restart or not self._is_bounded):
             try:
                 self._replay.load(self._snapshots.newest, None if is_restart else checkpoint)
-            except (OSError, ValueError, SafetensorError) as error:
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 if self._files is not None:
                     self._files.clear()
                 print(f"{self.name}: begins empty, its snapshot is not readable ({error})", file=sys.stderr)
