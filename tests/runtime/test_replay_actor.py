@@ -16,7 +16,7 @@ from accerl.replay.snapshot import Checkpoint
 from accerl.runtime.actors.replay import ReplayActor
 from accerl.runtime.actors.role import Wiring
 from accerl.types import Trajectory
-from tests.roles.fakes import trajectory
+from tests.roles.fakes import tiny_policy, trajectory
 from tests.roles.test_replay_orders import segment
 
 CHECKPOINT = Checkpoint(version=3, first_episode=2)
@@ -25,9 +25,11 @@ CHECKPOINT = Checkpoint(version=3, first_episode=2)
 def actor(root: Path, started: str = "first", **fields: Any) -> ReplayActor:
     sizes = {"capacity_decisions": 64, "min_decisions": 1, "max_reuse": 2}
     small = {"rollout": {"segment_decisions": 4}, "learner": {"batch_decisions": 8}, "trace": {"enabled": False}}
-    config = RunConfig(**merge({"root": root, "replay": sizes, **small}, fields))
+    env = {"tasks": ("red",), "chunk_length": 2}
+    config = RunConfig(**merge({"root": root, "replay": sizes, "env": env, **small}, fields))
+    facts = {"started": started, "checkpoint": CHECKPOINT, "policy": tiny_policy().config_dict()}
     wiring: dict[str, Any] = dict.fromkeys(Wiring.__dataclass_fields__)
-    return ReplayActor(config, 0, Wiring(**wiring | {"started": started, "checkpoint": CHECKPOINT}))
+    return ReplayActor(config, 0, Wiring(**wiring | facts))
 
 
 async def filled(shard: ReplayActor) -> ReplayActor:
