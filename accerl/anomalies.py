@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,8 @@ class Anomalies:
             self._tidy()
         except (OSError, SafetensorError) as error:
             for left in (temporary, path.with_suffix(".json")):
-                left.unlink(missing_ok=True)
+                with suppress(OSError):
+                    left.unlink(missing_ok=True)
             print(f"{path} was not written ({error})", file=sys.stderr, flush=True)
             return None
         return path

@@ -36,7 +36,7 @@ class Engine(Protocol):
 
     @property
     def can_repeat(self) -> bool:
-        """After a backward that has failed, `forget` leaves nothing of it. Not where ranks wait for each other in it."""
+        """After a backward that has failed, `forget` leaves nothing of it; not where ranks wait there for others."""
         ...
 
     def backward(self, loss: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What keeps a bad number or a full device from ending or spoiling a run: an update is skipped, or made in smaller parts.
+"""What keeps a bad number or a full device from spoiling or ending a run: an update is skipped, or made in parts.
 
     loss, gradients finite? ── no ─► nothing moves, the batch is saved, the next one comes; too many in a row: the end
     out of memory ─► gradients forgotten ─► micro-batches half as large ─► the same update again

@@ -220,8 +220,8 @@ class TaskSource(Protocol):
     async def report(self, episode: Episode) -> None: ...
 
     async def fail(self, plan: EpisodePlan, error: Exception) -> None:
-        """The environment raised in this episode, and will be replaced; or it is spoiled (`EpisodeSpoiled`), and nothing
-        is wrong with that. Raises if this is not to be borne.
+        """The environment raised in this episode, and will be replaced; or the episode is spoiled (`EpisodeSpoiled`),
+        and the environment goes on. Raises if this is not to be borne.
         """
         ...
 

@@ -12,36 +12,40 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from accerl.anomalies import Anomalies
 from accerl.config import LearnerConfig, ObjectiveConfig
 from accerl.guards import Broken, GaveUp, Guard, NonFiniteWeights, is_out_of_memory, require_finite
 from accerl.learner import Learner
-from accerl.packing import pack
-from accerl.types import Batch, Evaluation
+from accerl.packing import pack, split
+from accerl.policies.tiny_vla import TinyVLA
+from accerl.types import Batch, Blob, Evaluation, ObservationBatch
 from tests.roles.fakes import tiny_policy, trajectory
 
 LEARNER: dict[str, Any] = {"policy_lr": 1e-3, "value_lr": 1e-3, "value_warmup_updates": 0, "warmup_updates": 3}
 MODES = ("fused", "prefetch", "off")
 
 
-class Tight:
-    """A TinyVLA on a device that has room for so many rows of a forward with gradients."""
+class Tight(TinyVLA):
+    """On a device that has room for so many rows of a forward with gradients."""
 
-    def __init__(self, rows: int | None = None):
-        self.policy = tiny_policy()
-        self.rows = rows
-        self.tried: list[int] = []
-        evaluate = self.policy.evaluate
+    rows: int | None = None
+    tried: list[int]
 
-        def evaluated(observations: Any, blob: Any) -> Evaluation:
+    def evaluate(self, observations: ObservationBatch, blob: Blob[Tensor]) -> Evaluation:
+        if torch.is_grad_enabled():
             self.tried.append(len(observations))
             if self.rows is not None and len(observations) > self.rows:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return evaluate(observations, blob)
+        return super().evaluate(observations, blob)
 
-        self.policy.evaluate = evaluated
+
+def tight_policy(rows: int | None = None) -> Tight:
+    made: Any = tiny_policy()
+    made.__class__ = Tight
+    made.rows, made.tried = rows, []
+    return made
 
 
 def learner_of(policy: Any = None, guard: Guard | None = None, **fields: Any) -> Learner:
@@ -110,7 +114,7 @@ def test_a_gradient_that_is_not_finite_is_found_where_the_loss_is_finite(tmp_pat
     policy = tiny_policy()
     parameter = next(policy.value_parameters())
     hook = parameter.register_hook(lambda gradient: gradient * torch.inf)
-    learner = learner_of(policy, Guard(Anomalies(tmp_path), said := []) if False else Guard(Anomalies(tmp_path)))
+    learner = learner_of(policy, Guard(Anomalies(tmp_path)))
     before = state_of(learner)
     learner.update(batch(1))
     assert same(state_of(learner), before)
@@ -144,7 +148,9 @@ def test_updates_that_are_skipped_one_after_the_other_end_the_run_and_the_reason
     learner.update(batch(1))
     for seed in (3, 4):
         learner.update(spoiled(seed))
-    with pytest.raises(GaveUp, match=r"3 updates in a row.*max_skipped_updates.*version-00000005\.safetensors") as found:
+    with pytest.raises(
+        GaveUp, match=r"3 updates in a row.*max_skipped_updates.*version-00000005\.safetensors"
+    ) as found:
         learner.update(spoiled(5))
     assert found.value.is_whole
     assert (learner.version, learner.updates) == (6, 1)
@@ -197,18 +203,15 @@ def test_a_disk_that_takes_nothing_costs_the_file_and_not_the_run(tmp_path: Path
 @pytest.mark.parametrize("recompute", MODES)
 def test_an_update_that_has_no_room_is_made_as_smaller_micro_batches_would_have_made_it(recompute):
     said: list[tuple[str, str]] = []
-    tight = Tight()
-    learner = learner_of(tight.policy, Guard(tell=lambda *each: said.append(each)), recompute=recompute)
-    small = learner_of(recompute=recompute, micro_batch_decisions=18)
-    small.update(batch(1))
-    learner.update(batch(1))
+    tight = tight_policy()
+    learner = learner_of(tight, Guard(tell=lambda *each: said.append(each)), recompute=recompute)
+    small = learner_of(recompute=recompute, micro_batch_decisions=4)
+    for each in (learner, small):
+        each.update(batch(1, num=1))
     tight.rows = 5
-    small.configure(LearnerConfig(**LEARNER, recompute=recompute, micro_batch_decisions=18), small._objective)
-    small._micro_decisions = 4
     metrics, expected = learner.update(batch(2)), small.update(batch(2))
-    assert metrics == expected
+    assert metrics == {**expected, "micro_batch_decisions": 4.0}
     assert same(state_of(learner), state_of(small))
-    assert metrics["micro_batch_decisions"] == 4
     assert [what for what, _ in said] == [f"out of memory with {n} decisions in a micro-batch" for n in (18, 9)]
     tight.tried.clear()
     learner.update(batch(3))
@@ -216,56 +219,48 @@ def test_an_update_that_has_no_room_is_made_as_smaller_micro_batches_would_have_
 
 
 def test_parts_that_came_one_by_one_are_all_made_again():
-    tight = Tight()
-    learner, other = learner_of(tight.policy, recompute="fused"), learner_of(recompute="fused")
-    learner.update(batch(0))
-    other.update(batch(0))
+    tight = tight_policy()
+    learner, other = learner_of(tight, recompute="fused"), learner_of(recompute="fused")
+    for each in (learner, other):
+        each.update(batch(0))
     tight.rows = 8
     for part in (batch(1, num=2), batch(2, num=4)):
         learner.accumulate(part)
-        for first in range(0, len(part.lengths), 2):
-            other.accumulate(next(iter(_pairs(part, first))))
+        for smaller in split(part, 6):
+            other.accumulate(smaller)
     metrics = learner.step()
-    assert metrics["micro_batch_decisions"] == 6
     other.step()
+    assert (metrics["micro_batch_decisions"], metrics["batch_decisions"]) == (6, 18)
     assert same(state_of(learner), state_of(other))
 
 
-def _pairs(part: Batch, first: int) -> list[Batch]:
-    from accerl.packing import split
-
-    return list(split(part, 6))[first // 2 :]
-
-
 def test_one_segment_that_has_no_room_ends_the_run_with_the_remedies():
-    tight = Tight(rows=2)
-    learner = learner_of(tight.policy, recompute="prefetch")
+    learner = learner_of(tight_policy(rows=2), recompute="prefetch")
     learner.accumulate(batch(1))
     with pytest.raises(GaveUp, match=r"one segment of 3 decisions.*gradient_checkpointing.*lora_rank.*accerl plan"):
         learner.step()
 
 
-def test_values_for_which_there_is_no_room_ahead_of_time_are_left_to_the_learner():
-    tight = Tight()
-    learner = learner_of(tight.policy, recompute="prefetch")
+def test_values_for_which_there_is_no_room_ahead_of_time_are_left_to_the_learner(monkeypatch):
+    policy = tiny_policy()
+    learner = learner_of(policy, recompute="prefetch")
     assert learner.revalued(batch(1)).values is not None
+    with monkeypatch.context() as patched:
+        patched.setattr(policy, "value", lambda observations: out_of_memory())
+        kept = learner.revalued(batch(1))
+        assert kept.values is None
+    assert "skipped_updates" not in learner.update(kept)
 
-    def value(observations: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory")
 
-    tight.policy.value = value
-    assert learner.revalued(batch(1)).values is None
+def out_of_memory() -> Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory():
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"))
-    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    tight = Tight()
-
-    def evaluate(observations: Any, blob: Any) -> Evaluation:
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-    tight.policy.evaluate = evaluate
-    with pytest.raises(RuntimeError, match="shapes"):
-        learner_of(tight.policy, recompute="prefetch").update(batch(1))
+    policy = tiny_policy()
+    learner = learner_of(policy, recompute="prefetch")
+    monkeypatch.setattr(policy, "evaluate", lambda observations, blob: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        learner.update(batch(1))
