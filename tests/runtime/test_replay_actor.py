@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from accerl import trajectories
@@ -15,7 +17,7 @@ from accerl.config import RunConfig, merge
 from accerl.replay.snapshot import Checkpoint
 from accerl.runtime.actors.replay import ReplayActor
 from accerl.runtime.actors.role import Wiring
-from accerl.types import Trajectory
+from accerl.types import Trajectory, TrajectoryRefused
 from tests.roles.fakes import tiny_policy, trajectory
 from tests.roles.test_replay_orders import segment
 
@@ -155,5 +157,21 @@ def test_the_newest_trajectories_are_kept_up_to_a_number_and_a_size(tmp_path: Pa
         for number in range(40):
             await shard.push(trajectory(1, seed=number, episode=number))
         assert [each.episode for each in (await shard.recent(100))[1]] == list(range(8, 40))
+
+    asyncio.run(play())
+
+
+def test_a_shard_refuses_what_cannot_be_trained_on_and_counts_it(tmp_path: Path) -> None:
+    async def play() -> None:
+        shard = actor(tmp_path)
+        assert await shard.push(trajectory(3, seed=1, episode=1)) is True
+        bad = trajectory(3, seed=2, episode=2, value=np.full(3, np.nan, np.float32))
+        answer = await shard.push(bad)
+        assert isinstance(answer, TrajectoryRefused)
+        assert str(answer) == "worker/0/2, red, episode 2: value is not finite"
+        assert str(pickle.loads(pickle.dumps(answer))) == str(answer), "it goes to the worker"
+        health = await shard.health()
+        assert (health["refused"], health["decisions"], health["discarded"]) == (1, 3, 0)
+        assert await shard.episodes() == [1]
 
     asyncio.run(play())
