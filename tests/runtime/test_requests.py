@@ -300,7 +300,7 @@ def test_what_the_policy_could_not_decide_is_known_from_what_the_service_could_n
         (asked,) = ask(client, 1)
         await settle()
         medium["one"].answer([0], reason="NoDecision: version 7 of the policy gave value that is not finite")
-        with pytest.raises(NoDecision, match="^version 7 of"):
+        with pytest.raises(NoDecision, match=r"^version 7 of"):
             await asked
 
     play(scene)
