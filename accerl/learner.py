@@ -339,10 +339,7 @@ class Learner:
             reference_log_prob=self._log_prob(self._reference, batch) if self._objective.reference_kl else None,
             proximal_log_prob=self._log_prob(self._proximal, batch),
         )
-        loss, metrics = (
-            sum(each.sum() for each in evaluation),
-            {},
-        )  # of the same parameters, as ranks reduce those of all
+        loss, metrics = torch.stack([each.sum() for each in evaluation]).sum(), {}  # ranks reduce the same gradients
         what = not_finite(value=evaluation.value, target=part.target, advantage=waiting.estimate.advantage)
         if not what:
             loss, metrics = total_loss(part, self._objective)

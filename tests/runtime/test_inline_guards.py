@@ -46,7 +46,7 @@ class Troubled(InlineRun):
         self._num = 0
         update = self.learner.update
 
-        def troubled(batch: Batch, progress: float) -> dict[str, float]:
+        def troubled(batch: Batch, progress: float = 0.0) -> dict[str, float]:
             if self.learner.version == 1:
                 reward = batch.reward.clone()
                 reward[5] = torch.nan
@@ -118,7 +118,9 @@ def test_a_run_whose_every_update_is_spoiled_ends_and_says_why(tmp_path: Path):
     config = RunConfig(**merge({}, SMALL | {"learner.max_skipped_updates": 2}))
     run = InlineRun(config, untrained(config.env), lambda: make_env(config.env), anomalies=tmp_path)
     accumulate = run.learner.accumulate
-    run.learner.accumulate = lambda batch: accumulate(replace(batch, reward=batch.reward * torch.nan))
+    run.learner.accumulate = lambda batch, counts=True: accumulate(
+        replace(batch, reward=batch.reward * torch.nan), counts
+    )
     with pytest.RaisesGroup(pytest.RaisesExc(GaveUp, match=r"2 updates in a row.*version-00000001\.safetensors")):
         run.run()
 
