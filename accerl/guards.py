@@ -135,11 +135,10 @@ def not_finite(**tensors: Tensor) -> list[str]:
 def require_finite(parameters: Iterable[Tensor]) -> None:
     """Raises NonFiniteWeights if one of them is not. Reads each once and waits for the device once."""
     tensors = [parameter for parameter in parameters if parameter.is_floating_point() and parameter.numel()]
-    if (
-        tensors
-        and not torch.stack([norm.float() for norm in torch._foreach_norm(tensors, float("inf"))]).isfinite().all()
-    ):
-        raise NonFiniteWeights("the parameters are not finite; they are not published and not saved")
+    for order in (2, float("inf")):  # squares may overflow where no parameter does
+        if not tensors or torch.stack([norm.float() for norm in torch._foreach_norm(tensors, order)]).isfinite().all():
+            return
+    raise NonFiniteWeights("the parameters are not finite; they are not published and not saved")
 
 
 def _print(what: str, action: str) -> None:
