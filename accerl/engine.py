@@ -6,6 +6,7 @@ loss of a micro-batch ─► backward ─► … ─► step: gradients over all
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from accerl.config import LearnerConfig
+from accerl.guards import NonFiniteGradient
 from accerl.protocols import Policy
 
 GROUPS = ("policy", "value")
@@ -32,6 +34,11 @@ class StepFacts(NamedTuple):
 class Engine(Protocol):
     """Owns the optimizer. Ranks call every method but `backward` at the same time."""
 
+    @property
+    def can_repeat(self) -> bool:
+        """After a backward that has failed, `forget` leaves nothing of it; not where ranks wait there for others."""
+        ...
+
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss that is a sum over decisions."""
         ...
@@ -47,8 +54,12 @@ class Engine(Protocol):
             before_step: called when only the parameters are left to be changed.
 
         Raises:
-            RuntimeError: a gradient is not finite; nothing has moved.
+            NonFiniteGradient: on all ranks alike; nothing has moved, and the gradients are forgotten.
         """
+        ...
+
+    def forget(self) -> None:
+        """Drop the gradients since the last step."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,6 +76,10 @@ class TorchEngine:
         self._groups = groups_of(policy)
         self._optimizer = make_optimizer(self._groups, config)
 
+    @property
+    def can_repeat(self) -> bool:
+        return True
+
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
@@ -77,14 +92,19 @@ class TorchEngine:
             for parameter in parameters:
                 if parameter.grad is not None:
                     parameter.grad.div_(facts.num_decisions)
-            norm = torch.nn.utils.clip_grad_norm_(parameters, facts.max_grad_norm, error_if_nonfinite=True)
-            norms.append(norm.item())
+            norms.append(torch.nn.utils.clip_grad_norm_(parameters, facts.max_grad_norm).item())
+        if not all(math.isfinite(norm) for norm in norms):
+            self.forget()
+            raise NonFiniteGradient("the gradient norm is non-finite, so that nothing was changed")
         set_rates(self._optimizer, facts.learning_rates)
         if before_step is not None:
             before_step()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return tuple(norms)
+
+    def forget(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
         return copied_state(self._optimizer.state_dict())

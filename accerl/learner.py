@@ -3,7 +3,8 @@
     micro-batches of whole segments ─► values ─► GAE ─► normalisation ─► objective ─► gradients ─► … ─► step
 
 Micro-batches are trained on as they come; gradients are sums over decisions, divided by their number when the batch is
-whole, so the result does not depend on how it was split.
+whole, so the result does not depend on how it was split. What is not finite is not trained on, and where the device has
+no room for a micro-batch the update begins again with smaller ones (`accerl.guards`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,15 @@ from torch import Tensor
 from accerl.advantages import Estimate, estimate
 from accerl.config import LearnerConfig, ObjectiveConfig
 from accerl.engine import Engine, StepFacts, TorchEngine, placed
+from accerl.guards import (
+    Broken,
+    Guard,
+    NonFiniteGradient,
+    is_out_of_memory,
+    not_finite,
+    require_finite,
+    smaller,
+)
 from accerl.losses import Part, total_loss
 from accerl.mixed import MixedEngine
 from accerl.packing import split
@@ -38,6 +48,7 @@ class Learner:
         reference: the frozen policy that `objective.reference_kl` holds on to.
         engine: one of several ranks; each has a learner, which trains on its parts of the global batch. None: the only
             one.
+        guard: is told of what was skipped or had no room.
 
     `updates` counts its optimizer steps. `version` names the parameters and rises with each step; a learner that was
     restarted goes on above every version that is already in use.
@@ -51,8 +62,10 @@ class Learner:
         reference: Policy | None = None,
         tracer: Tracer | None = None,
         engine: Engine | None = None,
+        guard: Guard | None = None,
     ):
         self.policy = (placed(policy, learner) if engine is None else policy).train()
+        require_finite((*policy.policy_parameters(), *policy.value_parameters()))
         if learner.gradient_checkpointing:
             cast(Any, policy).gradient_checkpointing_enable()
         self._reference = None if reference is None else reference.to(learner.device).train(False)
@@ -65,6 +78,8 @@ class Learner:
         self._proximal: Policy | None = None
         self._renew_proximal()
         self._tracer = tracer or Tracer.off()
+        self._guard = guard or Guard()
+        self._micro_decisions = learner.micro_batch_decisions  # less where the device had no room
         self._changing = threading.Lock()  # held while the parameters change, or are read by another thread
         self._forget_parts()
 
@@ -75,10 +90,10 @@ class Learner:
             progress: share of the run's budget that is spent, in [0, 1]; the learning rates follow it.
 
         Raises:
-            RuntimeError: a gradient is not finite.
+            GaveUp: as `step`.
+            NonFiniteWeights: as `step`.
         """
-        for micro in split(batch, self._config.micro_batch_decisions):
-            self.accumulate(micro)
+        self.accumulate(batch)
         return self.step(progress)
 
     def accumulate(self, batch: Batch, counts: bool = True) -> None:
@@ -87,32 +102,27 @@ class Learner:
 
         Args:
             counts: False runs it without an effect, so that each of several ranks has as many parts.
+
+        Raises:
+            GaveUp: the device has no room for the smallest part.
         """
-        waits = self._config.recompute != "fused" or (
-            self._objective.normalization == "global" and self._last_moments is None
-        )
-        with self._tracer.span("recompute" if waits else "train", size=batch.num_decisions):
-            lag = self.version - batch.policy_version
-            if counts:
-                self._lags.append(lag)
-            if waits:
-                found = self._recompute(batch)
-                self._parts.append(_Waiting(batch, lag, found, counts))
-            else:
-                evaluation = self._evaluate(batch)
-                found = self._estimate(batch, evaluation.value.detach(), evaluation.log_prob)
-                self._backward(_Waiting(batch, lag, found, counts), evaluation, self._last_moments)
-            if counts:
-                self._seen.append(moments(found.advantage))
+        self._taken.append((batch, counts))
+        self._with_room(lambda: self._take(batch, counts))
 
     def revalued(self, batch: Batch) -> Batch:
         """The batch with values of the newest weights, where `recompute = "prefetch"` wants no more than them; else as
-        it is. For the thread that makes batches: only the moment in which the parameters change has to wait for it.
+        it is, also where the device has no room for it. For the thread that makes batches: only the moment in which the
+        parameters change has to wait for it.
         """
         if self._config.recompute != "prefetch" or self._objective.advantages == "vtrace":
             return batch
-        with self._changing, self._tracer.span("recompute", "prefetch", size=batch.num_decisions), torch.no_grad():
-            value = self.policy.value(batch.observations).float()
+        try:
+            with self._changing, self._tracer.span("recompute", "prefetch", size=batch.num_decisions), torch.no_grad():
+                value = self.policy.value(batch.observations).float()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                return batch
+            raise
         bootstrap = torch.zeros(len(batch.lengths))
         bootstrap[~batch.terminal] = value[batch.num_decisions :].cpu()
         return replace(batch, values=FreshValues(value[: batch.num_decisions], bootstrap))
@@ -120,12 +130,17 @@ class Learner:
     def step(self, progress: float = 0.0, before_step: Callable[[], None] | None = None) -> dict[str, float]:
         """One optimizer step on everything accumulated; returns what to log.
 
+        If a loss or gradient is not finite, nothing changes but the version, and `skipped_updates` is among what it
+        returns.
+
         Args:
             progress: as for `update`.
             before_step: called when only the parameters are left to be changed.
 
         Raises:
-            RuntimeError: a gradient is not finite, or nothing was accumulated.
+            GaveUp: `learner.max_skipped_updates` in a row were skipped, or the device has no room.
+            NonFiniteWeights: the step has spoiled the parameters.
+            RuntimeError: nothing was accumulated.
         """
         with self._tracer.span("train"):
             return self._step(progress, before_step)
@@ -141,7 +156,7 @@ class Learner:
     @property
     def has_parts(self) -> bool:
         """Something was accumulated since the last step."""
-        return bool(self._lags)
+        return bool(self._taken)
 
     @property
     def publish_every(self) -> int:
@@ -183,15 +198,16 @@ class Learner:
         return config.policy_lr * decay * warmup, config.value_lr * decay
 
     def _step(self, progress: float, before_step: Callable[[], None] | None) -> dict[str, float]:
-        statistics = self._total_moments()
+        self._with_room(self._train_waiting)
+        statistics = self._statistics
         if not statistics.count:
             raise RuntimeError("nothing was accumulated for this step")
-        for part in self._parts:
-            self._backward(part, self._evaluate(part.batch), statistics)
         rates = self._learning_rates(progress)
         facts = StepFacts(int(statistics.count), rates, self._config.max_grad_norm)
-        with self._changing:
-            policy_norm, value_norm = self._engine.step(facts, before_step)
+        norms = self._moved(facts, before_step)
+        if norms is None:
+            return self._skipped(facts.num_decisions)
+        self._guard.passed()
         lag = torch.cat(self._lags) if self._lags else torch.zeros(0)
         metrics = merged(self._metrics) | lag_diagnostics(lag)
         self._last_moments = statistics
@@ -199,12 +215,99 @@ class Learner:
         self.version += 1
         self.updates += 1
         self._renew_proximal()
+        if self._micro_decisions < self._config.micro_batch_decisions:
+            metrics["micro_batch_decisions"] = float(self._micro_decisions)
         return metrics | {
             "batch_decisions": float(len(lag)),
-            "grad_norm": policy_norm,
-            "value_grad_norm": value_norm,
+            "grad_norm": norms[0],
+            "value_grad_norm": norms[1],
             "policy_lr": rates[0],
         }
+
+    def _moved(self, facts: StepFacts, before_step: Callable[[], None] | None) -> tuple[float, ...] | None:
+        """The gradient norms; None: something is not finite, on this rank or another one, and nothing has moved."""
+        if self._engine.all_reduce(torch.tensor(float(len(self._broken)))).item():
+            self._engine.forget()
+            return None
+        with self._changing:
+            try:
+                norms = self._engine.step(facts, before_step)
+            except NonFiniteGradient:
+                self._broken = [Broken(batch, ["gradient"]) for batch, counts in self._taken if counts]
+                return None
+            require_finite((*self.policy.policy_parameters(), *self.policy.value_parameters()))
+        return norms
+
+    def _skipped(self, num_decisions: int) -> dict[str, float]:
+        """Forget the global batch: only its version is the same as the one before."""
+        known = [part for part in self._broken if part.what != ["loss"]]  # others caught it through the statistics
+        version, broken = self.version, known or self._broken
+        self._forget_parts()
+        self.version += 1
+        self._guard.skipped(version, broken, self._config.max_skipped_updates)
+        return {"batch_decisions": 0.0, "skipped_updates": 1.0, "skipped_decisions": float(num_decisions)}
+
+    def _take(self, batch: Batch, counts: bool) -> None:
+        """Train on the batch at once, in parts for which there is room, or keep them until `_train_waiting`."""
+        waits = self._config.recompute != "fused" or (
+            self._objective.normalization == "global" and self._last_moments is None
+        )
+        for part in split(batch, self._micro_decisions):
+            self._under_way = part
+            with self._tracer.span("recompute" if waits else "train", size=part.num_decisions):
+                lag = self.version - part.policy_version
+                if counts:
+                    self._lags.append(lag)
+                if waits:
+                    found = self._recompute(part)
+                    self._parts.append(_Waiting(part, lag, found, counts))
+                else:
+                    evaluation = self._evaluate(part)
+                    found = self._estimate(part, evaluation.value.detach(), evaluation.log_prob)
+                    self._backward(_Waiting(part, lag, found, counts), evaluation, self._last_moments)
+                if counts:
+                    self._seen.append(moments(found.advantage))
+
+    def _train_waiting(self) -> None:
+        """Train on the parts that have waited for the statistics of all."""
+        self._statistics = self._total_moments()
+        for part in self._parts:
+            self._under_way = part.batch
+            self._backward(part, self._evaluate(part.batch), self._statistics)
+
+    def _with_room(self, work: Callable[[], None]) -> None:
+        """Do the work; where the device has no room for it, all that was accumulated is forgotten and begun again in
+        smaller parts, until it fits.
+        """
+
+        def again() -> None:
+            for batch, counts in self._taken:
+                self._take(batch, counts)
+            if work == self._train_waiting:
+                work()
+
+        has_room = self._has_room(work)
+        while not has_room:
+            tried = self._under_way.num_decisions
+            self._micro_decisions = smaller(self._under_way, self._micro_decisions, self._engine.can_repeat)
+            self._guard.halved(tried, self._micro_decisions)
+            taken = self._taken
+            self._forget_parts()
+            self._engine.forget()
+            self._taken = taken
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+            has_room = self._has_room(again)
+
+    @staticmethod
+    def _has_room(work: Callable[[], None]) -> bool:
+        try:
+            work()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return False  # and what the traceback held is let go
+        return True
 
     def _total_moments(self) -> Moments:
         """Of the advantages, over all parts and ranks; their count is that of the decisions."""
@@ -213,6 +316,8 @@ class Learner:
 
     def _forget_parts(self) -> None:
         """Nothing of a global batch is accumulated."""
+        self._taken: list[tuple[Batch, bool]] = []
+        self._broken: list[Broken] = []
         self._lags: list[Tensor] = []
         self._seen: list[Moments] = []
         self._parts: list[_Waiting] = []
@@ -234,9 +339,15 @@ class Learner:
             reference_log_prob=self._log_prob(self._reference, batch) if self._objective.reference_kl else None,
             proximal_log_prob=self._log_prob(self._proximal, batch),
         )
-        loss, metrics = total_loss(part, self._objective)
-        self._engine.backward(loss if waiting.counts else 0.0 * loss)
+        loss, metrics = torch.stack([each.sum() for each in evaluation]).sum(), {}  # ranks reduce the same gradients
+        what = not_finite(value=evaluation.value, target=part.target, advantage=waiting.estimate.advantage)
+        if not what:
+            loss, metrics = total_loss(part, self._objective)
+            if not math.isfinite(loss.item()):
+                what = not_finite(log_prob=evaluation.log_prob, entropy=evaluation.entropy) or ["loss"]
+        self._engine.backward(0.0 * loss if what or not waiting.counts else loss)  # ranks have as many backwards
         if waiting.counts:
+            self._broken += [Broken(batch, what)] if what else []
             self._metrics.append((batch.num_decisions, metrics))
 
     def _log_prob(self, policy: Policy | None, batch: Batch) -> Tensor | None:

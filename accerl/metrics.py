@@ -36,6 +36,9 @@ class RunMetrics:
         self.env_steps = 0
         self.episodes = 0
         self.trained_decisions = 0
+        self.skipped_updates = 0
+        self.skipped_decisions = 0
+        """That those would have trained on."""
         self.wall_s = 0.0
         self._outcomes: dict[str, deque[bool]] = {task: deque(maxlen=WINDOW) for task in tasks}
         self._returns: deque[float] = deque(maxlen=WINDOW)
@@ -63,6 +66,11 @@ class RunMetrics:
         self._returns.append(episode.episode_return)
 
     def add_update(self, update: Mapping[str, float]) -> None:
+        """An update that was made, or was skipped because something in it was not finite."""
+        if "skipped_updates" in update:
+            self.skipped_updates += 1
+            self.skipped_decisions += int(update["skipped_decisions"])
+            return
         size = update["batch_decisions"]
         self.trained_decisions += int(size)
         self._lag_sum += update["policy_lag_mean"] * size
@@ -91,6 +99,8 @@ class RunMetrics:
             "env_steps": self.env_steps,
             "episodes": self.episodes,
             "trained_decisions": self.trained_decisions,
+            "skipped_updates": self.skipped_updates,
+            "skipped_decisions": self.skipped_decisions,
             "success": success,
             "success_low": low,
             "success_high": high,
@@ -117,6 +127,8 @@ class RunMetrics:
             "env_steps": self.env_steps,
             "episodes": self.episodes,
             "trained_decisions": self.trained_decisions,
+            "skipped_updates": self.skipped_updates,
+            "skipped_decisions": self.skipped_decisions,
             "wall_s": self.wall_s,
             "lag_sum": self._lag_sum,
             "lag_max": self._lag_max,
@@ -126,6 +138,8 @@ class RunMetrics:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.decisions, self.env_steps = state["decisions"], state["env_steps"]
         self.episodes, self.trained_decisions = state["episodes"], state["trained_decisions"]
+        self.skipped_updates = state.get("skipped_updates", 0)  # of older versions: not counted
+        self.skipped_decisions = state.get("skipped_decisions", 0)
         self.wall_s, self._lag_sum, self._lag_max = state["wall_s"], state["lag_sum"], state["lag_max"]
         for task, outcomes in state["outcomes"].items():
             if task in self._outcomes:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from accerl.config import LearnerConfig
 from accerl.engine import StepFacts, copied_state, groups_of, make_optimizer, set_rates
+from accerl.guards import NonFiniteGradient
 from accerl.protocols import Policy
 
 PART = 2**27
@@ -34,6 +35,10 @@ class MixedEngine:
             parameter.data = parameter.data.to(torch.bfloat16)
         self._optimizer = make_optimizer(self._copies, config)
 
+    @property
+    def can_repeat(self) -> bool:
+        return True
+
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
@@ -43,8 +48,8 @@ class MixedEngine:
     def step(self, facts: StepFacts, before_step: Callable[[], None] | None = None) -> tuple[float, ...]:
         norms = [norm_of(group) / facts.num_decisions for group in self._groups]
         if not all(math.isfinite(norm) for norm in norms):
-            self._forget()
-            raise RuntimeError("the gradient norm is non-finite, so that nothing was changed")
+            self.forget()
+            raise NonFiniteGradient("the gradient norm is non-finite, so that nothing was changed")
         set_rates(self._optimizer, facts.learning_rates)
         if before_step is not None:
             before_step()
@@ -53,6 +58,11 @@ class MixedEngine:
             for part in parts_of(parameters):
                 self._move(parameters[part], copies[part], scale)
         return tuple(norms)
+
+    def forget(self) -> None:
+        for group in self._groups:
+            for parameter in group:
+                parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         state = self._optimizer.state_dict()
@@ -87,12 +97,6 @@ class MixedEngine:
         for parameters, copies in zip(self._groups, self._copies, strict=True):
             for parameter, copy in zip(parameters, copies, strict=True):
                 parameter.copy_(copy)
-
-    def _forget(self) -> None:
-        """The gradients of this step."""
-        for group in self._groups:
-            for parameter in group:
-                parameter.grad = None
 
 
 def norm_of(parameters: Sequence[nn.Parameter]) -> float:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from accerl.rl.tokens import executed_mask
-from accerl.types import Batch, FreshValues, ObservationBatch, Trajectory
+from accerl.types import Batch, FreshValues, ObservationBatch, Origin, Trajectory
 
 
 def pack(trajectories: Sequence[Trajectory], chunk_length: int, time_limit_bootstraps: bool = True) -> Batch:
@@ -54,6 +54,7 @@ def pack(trajectories: Sequence[Trajectory], chunk_length: int, time_limit_boots
         terminal=torch.tensor(terminal),
         chunk_length=chunk_length,
         group_advantage=torch.tensor(compared).repeat_interleave(lengths) if compared else None,
+        origins=tuple(Origin(t.origin, t.task, t.episode) for t in trajectories),
     )
 
 
@@ -96,6 +97,7 @@ def _segments(batch: Batch, first: int, end: int) -> Batch:
         values=None
         if batch.values is None
         else FreshValues(batch.values.decision[rows], batch.values.bootstrap[first:end]),
+        origins=batch.origins[first:end],
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -19,7 +20,7 @@ from accerl.batching import answer_padded
 from accerl.config import ConfigError, InferenceConfig
 from accerl.protocols import Policy
 from accerl.trace import Tracer
-from accerl.types import Decision, DecisionRequest, ObservationBatch, Weights
+from accerl.types import Decision, DecisionRequest, NoDecision, ObservationBatch, Weights
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -108,8 +109,8 @@ class PolicyServer:
             if not self._pins[version].num_users:
                 del self._pins[version]
 
-    def answer(self, requests: Sequence[DecisionRequest]) -> list[Decision | VersionNotKept]:
-        """A decision for each request, or the reason why there is none.
+    def answer(self, requests: Sequence[DecisionRequest]) -> list[Decision | Exception]:
+        """A decision for each request, or the reason why there is none: `VersionNotKept` or `NoDecision`.
 
         Requests for different versions, or with observations of different shapes, get a forward of their own.
         """
@@ -121,12 +122,12 @@ class PolicyServer:
             groups.setdefault(key, []).append(row)
         if len(groups) == 1:
             return list(self._answer_group(requests))
-        answers: dict[int, Decision | VersionNotKept] = {}
+        answers: dict[int, Decision | Exception] = {}
         for rows in groups.values():
             answers.update(zip(rows, self._answer_group([requests[row] for row in rows]), strict=True))
         return [answers[row] for row in range(len(requests))]
 
-    def _answer_group(self, requests: Sequence[DecisionRequest]) -> Sequence[Decision | VersionNotKept]:
+    def _answer_group(self, requests: Sequence[DecisionRequest]) -> Sequence[Decision | Exception]:
         version = requests[0].policy_version
         with self._swap:
             policy, current = self._active, self._version
@@ -276,13 +277,13 @@ def _beside_the_forward(device: torch.device) -> Iterator[None]:
     stream.synchronize()
 
 
-def _decide(policy: Policy, version: int, requests: Sequence[DecisionRequest]) -> list[Decision]:
+def _decide(policy: Policy, version: int, requests: Sequence[DecisionRequest]) -> Sequence[Decision | Exception]:
     with torch.inference_mode():
         output = policy.act(stack_requests(requests), np.array([request.seed for request in requests]))
         action, log_prob, value = (tensor.float().numpy(force=True) for tensor in output[:3])
         blob = {key: tensor.numpy(force=True) for key, tensor in output.blob.items()}
     rows = zip(action, log_prob, value.tolist(), *blob.values(), strict=True)
-    return [
+    decisions = [
         Decision(
             action=action,
             log_prob=log_prob,
@@ -292,3 +293,14 @@ def _decide(policy: Policy, version: int, requests: Sequence[DecisionRequest]) -
         )
         for action, log_prob, value, *own in rows
     ]
+    if math.isfinite(action.sum() + log_prob.sum() + value.sum()):
+        return decisions
+    return [_unless_broken(decision) for decision in decisions]
+
+
+def _unless_broken(decision: Decision) -> Decision | NoDecision:
+    outputs = {"action": decision.action, "log_prob": decision.log_prob, "value": decision.value}
+    bad = [name for name, output in outputs.items() if not np.isfinite(output).all()]
+    if not bad:
+        return decision
+    return NoDecision(f"version {decision.policy_version} of the policy gave {', '.join(bad)} that is not finite")

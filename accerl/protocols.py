@@ -148,7 +148,9 @@ class Policy(Protocol):
 class PolicyClient(Protocol):
     """rollout -> inference."""
 
-    async def act(self, request: DecisionRequest) -> Decision: ...
+    async def act(self, request: DecisionRequest) -> Decision:
+        """Raises `NoDecision` if what the policy gives is not finite."""
+        ...
 
     def enter(self) -> None:
         """One more slot plays an episode: where inference runs in lockstep, a batch waits for its request too."""
@@ -163,7 +165,11 @@ class TrajectorySink(Protocol):
     """rollout -> replay."""
 
     async def put(self, trajectory: Trajectory) -> None:
-        """Returns when the replay has taken ownership; waits while it is full of unused decisions."""
+        """Returns when the replay has taken ownership; waits while it is full of unused decisions.
+
+        Raises:
+            TrajectoryRefused: it cannot be trained on.
+        """
         ...
 
 
@@ -214,7 +220,9 @@ class TaskSource(Protocol):
     async def report(self, episode: Episode) -> None: ...
 
     async def fail(self, plan: EpisodePlan, error: Exception) -> None:
-        """The environment raised in this episode, and will be replaced. Raises if that is not to be borne."""
+        """The environment raised in this episode, and will be replaced; or the episode is spoiled (`EpisodeSpoiled`),
+        and the environment goes on. Raises if this is not to be borne.
+        """
         ...
 
 

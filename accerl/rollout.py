@@ -20,10 +20,22 @@ from accerl.config import RolloutConfig
 from accerl.envs.state import pack_state
 from accerl.protocols import AsyncEnv, Env, PolicyClient, StatefulEnv, TaskSource, TrajectorySink
 from accerl.trace import Tracer
-from accerl.types import ChunkResult, Decision, DecisionRequest, Episode, EpisodePlan, Observation, Trajectory
+from accerl.types import (
+    ChunkResult,
+    Decision,
+    DecisionRequest,
+    Episode,
+    EpisodePlan,
+    EpisodeSpoiled,
+    Observation,
+    Trajectory,
+)
 
 Result = TypeVar("Result")
 GREEDY = -1
+MAX_SPOILED = 3
+"""Episodes of a worker, with none between them that was played to its end, that could not go on or were refused; then
+something is wrong with the worker, or with the policy."""
 
 
 class EnvironmentFailed(Exception):  # noqa: N818 - it says what happened
@@ -66,9 +78,14 @@ class RolloutWorker:
         self._executors = executors
         self._tracer = tracer or Tracer.off()
         self._calls = calls
+        self._num_spoiled = 0
 
     async def run(self) -> None:
-        """Until `tasks` has nothing more for any slot, or cancelled."""
+        """Until `tasks` has nothing more for any slot, or cancelled.
+
+        Raises:
+            EpisodeSpoiled: in a group; `MAX_SPOILED` episodes in a row were.
+        """
         async with asyncio.TaskGroup() as slots:
             for slot in range(self._config.slots_per_worker):
                 slots.create_task(self._run_slot(slot))
@@ -92,6 +109,13 @@ class RolloutWorker:
                     assert isinstance(failure.__cause__, Exception)
                     await self._tasks.fail(plan, failure.__cause__)
                     await stage.noted(lambda: self._replace_env(made), plan.task)
+                except EpisodeSpoiled as spoiled:
+                    self._num_spoiled += 1
+                    await self._tasks.fail(plan, spoiled)
+                    if self._num_spoiled >= MAX_SPOILED:
+                        raise
+                else:
+                    self._num_spoiled = 0
                 finally:
                     self._client.leave()
                 episode += 1

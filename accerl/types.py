@@ -116,6 +116,18 @@ class Decision:
     policy_version: int
 
 
+class EpisodeSpoiled(Exception):  # noqa: N818 - it says what happened
+    """An episode cannot go on, or cannot be used; nothing is wrong with its environment."""
+
+
+class NoDecision(EpisodeSpoiled):
+    """inference -> rollout, in the place of a decision: what the policy gave is not finite."""
+
+
+class TrajectoryRefused(EpisodeSpoiled):
+    """replay -> rollout: this is no trajectory of such a run, and is not trained on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
     """rollout -> replay: consecutive decisions of one environment, possibly under several policy versions."""
@@ -228,6 +240,14 @@ class FreshValues(NamedTuple):
     """Of the observation after each segment, 0 where that is terminal; on the CPU."""
 
 
+class Origin(NamedTuple):
+    """Where a segment of a batch came from; as the fields of its `Trajectory`."""
+
+    origin: str
+    task: str
+    episode: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """prefetch -> learner: segments packed end to end, ragged, no padding.
@@ -252,6 +272,8 @@ class Batch:
     """Of the decision's episode against its group; None: the critic's are used."""
     values: FreshValues | None = None
     """Recomputed when the batch was made; None: the learner does that."""
+    origins: tuple[Origin, ...] = ()
+    """Of each segment, for those who look into it; empty: not known."""
 
     @property
     def num_decisions(self) -> int:

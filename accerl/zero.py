@@ -23,6 +23,7 @@ from torch import Tensor
 
 from accerl.config import LearnerConfig
 from accerl.engine import StepFacts, groups_of, make_optimizer, set_rates
+from accerl.guards import NonFiniteGradient
 from accerl.protocols import Policy
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -91,6 +92,10 @@ class ZeroEngine:
         )
         self._engine.set_gradient_accumulation_boundary(False)
 
+    @property
+    def can_repeat(self) -> bool:
+        return False
+
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss)
 
@@ -109,6 +114,11 @@ class ZeroEngine:
         self._optimizer.zero_grad(set_to_none=True)
         self._engine.set_gradient_accumulation_boundary(False)
         return tuple(norms)
+
+    def forget(self) -> None:
+        """Once every rank has made as many backwards."""
+        self._reduce()
+        self._forget()
 
     def state_dict(self) -> dict[str, Any]:
         """Gathered on every rank."""
@@ -158,7 +168,7 @@ class ZeroEngine:
         norm = float(self._optimizer.get_grad_norm_direct(gradients, self._optimizer.params_in_partition[index]))
         if norm < 0 or not math.isfinite(norm):  # DeepSpeed says -1 for what is not finite
             self._forget()
-            raise RuntimeError("the gradient norm is non-finite, so that nothing was changed")
+            raise NonFiniteGradient("the gradient norm is non-finite, so that nothing was changed")
         share = min(1.0, facts.max_grad_norm / (norm + 1e-6))
         for gradient in gradients:
             gradient.mul_(share)

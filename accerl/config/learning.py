@@ -163,7 +163,8 @@ class LearnerConfig(Section):
     batch_decisions: Positive = 512
     """Decisions in an optimizer step (a global batch), at least."""
     micro_batch_decisions: Positive = 1024
-    """Most decisions in one forward and backward; more are accumulated."""
+    """Most decisions in one forward and backward; more are accumulated. Where the device has no room for so many, it is
+    halved while the run goes on."""
     policy_lr: PositiveFloat = 3e-4
     """Learning rate of everything but the value head."""
     value_lr: PositiveFloat = 1e-3
@@ -180,6 +181,8 @@ class LearnerConfig(Section):
     """AdamW's."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradient norm above which the gradient is scaled down."""
+    max_skipped_updates: Positive = 5
+    """Updates in a row that may be skipped because a loss or gradient is not finite; with this many the run ends."""
     recompute: Literal["prefetch", "fused", "off"] = "fused"
     """Values for the advantages: a pass of their own, in the background, with the newest weights; from the training
     forward itself, with statistics of the update before; or those of the rollout."""

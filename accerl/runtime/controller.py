@@ -164,6 +164,17 @@ class Controller:
         await self._dispatcher.fail(number)
         self._keep("dispatcher", "tasks")
 
+    async def spoil(self, worker: str, number: int, reason: str) -> None:
+        """An episode could not go on or was refused: it is played again."""
+        self._incidents.add(worker, f"episode {number}: {reason}", "not trained on; the episode is played again")
+        await self._dispatcher.fail(number)
+        self._keep("dispatcher")
+
+    async def give_up(self, role: str, reason: str) -> None:
+        """The run cannot go on, whoever is restarted."""
+        self._incidents.add(role, reason, "the run ends")
+        self._failures.give_up(reason)
+
     async def deliver(self, number: int, version: int) -> None:
         """A segment of an episode that goes on is in the replay."""
         await self._dispatcher.deliver(number, version)

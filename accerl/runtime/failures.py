@@ -46,17 +46,18 @@ class Failures:
             self._incidents.add(role, f"an environment that was being made: {call.reason}", "restarted")
             self._num_unmade += is_later
             if self._num_unmade == MAX_FAILURES:
-                self._give_up(f"no environment could be made {MAX_FAILURES} times in a row, the last for {call.reason}")
+                self.give_up(f"no environment could be made {MAX_FAILURES} times in a row, the last for {call.reason}")
         elif is_later or call.is_proven:
             self._count(role, call.task, call.reason, "restarted")
+
+    def give_up(self, reason: str) -> None:
+        """End the run, of which this is the reason unless there was one before."""
+        self.fatal = self.fatal or reason
+        self._end()
 
     def _count(self, role: str, task: str, reason: str, action: str) -> None:
         if self._tasks.fail(task):
             action = f"task put into quarantine after {MAX_FAILURES} failures"
         self._incidents.add(role, f"{task}: {reason}", action)
         if len(self._tasks.quarantined) == len(self._tasks.tasks):
-            self._give_up(f"every task is in quarantine, the last one for {reason}")
-
-    def _give_up(self, reason: str) -> None:
-        self.fatal = reason
-        self._end()
+            self.give_up(f"every task is in quarantine, the last one for {reason}")

@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 
 from accerl.admission import Admission
+from accerl.anomalies import Anomalies
 from accerl.config import RunConfig
 from accerl.groups import groups_of
+from accerl.guards import Guard
 from accerl.inference import LocalClient, PolicyServer
 from accerl.learner import Learner
 from accerl.packing import count, pack
@@ -25,7 +27,8 @@ from accerl.replay import Replay
 from accerl.rollout import RolloutWorker
 from accerl.runtime.inline_checkpoints import InlineCheckpoints, InlineState
 from accerl.tasks import TaskSampler
-from accerl.types import Episode, EpisodePlan, Trajectory
+from accerl.trajectory_check import TrajectoryCheck
+from accerl.types import Episode, EpisodePlan, EpisodeSpoiled, Trajectory, TrajectoryRefused
 
 
 class InlineRun:
@@ -39,6 +42,10 @@ class InlineRun:
         lag: versions that the policy that acts stays behind, for studies of staleness.
         on_update: called with the metrics of each update.
         imagination: gives its share of each batch; the rest is real.
+        anomalies: folder for batches that cannot be trained on; None: they are not kept.
+
+    `incidents` has what went wrong while the run went on, and what was done about it. Where it cannot go on, `run`
+    raises `accerl.guards.GaveUp`, in a group.
     """
 
     def __init__(
@@ -50,13 +57,18 @@ class InlineRun:
         lag: int = 0,
         on_update: Callable[[dict[str, float]], None] | None = None,
         imagination: ImaginedSource | None = None,
+        anomalies: Path | None = None,
     ):
         if imagination is not None and config.max_policy_lag is not None:
             raise ValueError("rollout.max_policy_lag: bounds the age of what is real only; leave it out to imagine")
         self.config = config
         self.episodes: list[Episode] = []
+        self.incidents: list[tuple[str, str]] = []
+        self.refused_trajectories = 0
+        self._check = TrajectoryCheck(config.env, policy.config_dict())
+        guard = Guard(None if anomalies is None else Anomalies(anomalies), self._note)
         reference = copy.deepcopy(policy) if config.objective.reference_kl else None
-        self.learner = Learner(policy, config.learner, config.objective, reference)
+        self.learner = Learner(policy, config.learner, config.objective, reference, guard=guard)
         self.tasks = TaskSampler(config.env.tasks, config.tasks, config.seed)
         self.admission = Admission(config, self.tasks)
         own_pace = config.replay.model_copy(update={"paced": False})
@@ -81,7 +93,7 @@ class InlineRun:
         if limits.max_decisions:
             shares.append(self.replay.pushed_decisions / limits.max_decisions)
         if limits.max_updates:
-            shares.append(self.learner.version / limits.max_updates)
+            shares.append(self.learner.updates / limits.max_updates)
         return min(1.0, max(shares))
 
     def save_into(self, folder: Path, every_updates: int) -> Path | None:
@@ -145,9 +157,14 @@ class InlineRun:
         await self._progress()
 
     async def fail(self, plan: EpisodePlan, error: Exception) -> None:
-        raise error
+        if not isinstance(error, EpisodeSpoiled):
+            raise error
+        self._note(f"episode {plan.number}: {error}", "not trained on; the episode is played again")
+        self.admission.fail(plan.number)
+        await self._progress()
 
     async def put(self, trajectory: Trajectory) -> None:
+        self._admit(trajectory)
         if self._imagination is not None:
             self._imagination.observe(trajectory)
         if not self.replay.push(trajectory) and self.progress < 1:
@@ -157,6 +174,17 @@ class InlineRun:
             )
         self.admission.deliver(trajectory.episode, int(trajectory.policy_version[-1]))
         await self._progress()
+
+    def _admit(self, trajectory: Trajectory) -> None:
+        """Raises TrajectoryRefused if it cannot be trained on."""
+        try:
+            self._check.admit(trajectory)
+        except TrajectoryRefused:
+            self.refused_trajectories += 1
+            raise
+
+    def _note(self, what: str, action: str) -> None:
+        self.incidents.append((what, action))
 
     @property
     def _is_checkpoint_due(self) -> bool:
@@ -202,7 +230,15 @@ class InlineRun:
         real = self.replay.sample(size - imagined, version)
         if not (real and imagined):
             return real
-        return [*real, *self._imagination.sample(imagined, version, self._server)]
+        return [*real, *filter(self._is_fit, self._imagination.sample(imagined, version, self._server))]
+
+    def _is_fit(self, imagined: Trajectory) -> bool:
+        try:
+            self._admit(imagined)
+        except TrajectoryRefused as refused:
+            self._note(str(refused), "not trained on")
+            return False
+        return True
 
     def _close_batches(self) -> None:
         """Take what the batch at hand may have, and train on it once it is whole, in the order of the episodes."""

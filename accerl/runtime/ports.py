@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from accerl.types import BatchRule, Episode, EpisodePlan, Trajectory
+from accerl.types import BatchRule, Episode, EpisodePlan, EpisodeSpoiled, Trajectory, TrajectoryRefused
 
 RETRY_AFTER_S = 0.5
 FOLLOW_S = 20.0
@@ -75,12 +75,12 @@ class RaySink:
 
     async def put(self, trajectory: Trajectory) -> None:
         await self._there.wait()
-        if self._observers:
+        while not await self._push(self._shards[next(self._turn) % len(self._shards)], trajectory):
+            await asyncio.sleep(RETRY_AFTER_S)
+        if self._observers:  # who are not shown what was refused
             once = ray.put(trajectory)
             for observer in self._observers:
                 observer.observe.remote(once)
-        while not await self._push(self._shards[next(self._turn) % len(self._shards)], trajectory):
-            await asyncio.sleep(RETRY_AFTER_S)
         if self._tracks_versions and not trajectory.ended:
             self._controller.deliver.remote(trajectory.episode, int(trajectory.policy_version[-1]))
 
@@ -88,9 +88,12 @@ class RaySink:
     async def _push(shard: Any, trajectory: Trajectory) -> bool:
         """False if the shard has died, or was closed."""
         try:
-            return await shard.push.remote(trajectory)
+            answer: bool | TrajectoryRefused = await shard.push.remote(trajectory)
         except RayActorError:
             return False
+        if isinstance(answer, TrajectoryRefused):
+            raise answer
+        return answer
 
 
 class RaySource:
@@ -190,6 +193,9 @@ class RayTasks:
         self._episodes.append(episode)
 
     async def fail(self, plan: EpisodePlan, error: Exception) -> None:
+        if isinstance(error, EpisodeSpoiled):
+            await self._controller.spoil.remote(self._worker, plan.number, str(error))
+            return
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         await self._controller.fail.remote(self._worker, plan.number, plan.task, reason)
 

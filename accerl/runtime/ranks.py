@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from accerl.config import LearnerConfig, ObjectiveConfig, RunConfig
+from accerl.guards import Guard
 from accerl.learner import Learner, merged
 from accerl.protocols import Policy
 from accerl.runtime.actors.rank import Place, ranked_learner
@@ -114,16 +115,20 @@ class RankedLearner:
         for number, rank in enumerate(self._ranks, start=1):
             counts = number < len(self._round)
             self._calls.append(rank.accumulate.remote(self._round[number if counts else 0], counts))
-        self._learner.accumulate(self._round[0])
-        self._round = []
-        done, self._calls = ray.wait(self._calls, num_returns=len(self._calls), timeout=0)
-        ray.get(done)  # raises what a rank raised
+        try:
+            self._learner.accumulate(self._round[0])
+        finally:
+            self._round = []
+            done, self._calls = ray.wait(self._calls, num_returns=len(self._calls), timeout=0)
+            ray.get(done)  # raises what a rank raised, for which this one may have waited in vain
 
     def _everywhere(self, verb: str, *arguments: Any) -> None:
         ray.get([getattr(rank, verb).remote(*arguments) for rank in self._ranks], timeout=self._timeout_s)
 
 
-def form_ranks(config: RunConfig, start: Path, found: Path | None, tracer: Tracer) -> tuple[Policy, RankedLearner]:
+def form_ranks(
+    config: RunConfig, start: Path, found: Path | None, tracer: Tracer, guard: Guard
+) -> tuple[Policy, RankedLearner]:
     """The learner of this process, rank 0, together with the others, all from the checkpoint `found`, if there is one.
 
     Ranks whose process was in a group before, which this process left when it died, are started anew.
@@ -138,7 +143,7 @@ def form_ranks(config: RunConfig, start: Path, found: Path | None, tracer: Trace
     store = open_store(address)
     places = [Place(number, address, store.port, found) for number in range(1 + len(ranks))]
     calls = [rank.join.remote(place) for rank, place in zip(ranks, places[1:], strict=True)]
-    policy, learner = ranked_learner(config, start, places[0], store, tracer)
+    policy, learner = ranked_learner(config, start, places[0], store, tracer, guard)
     ray.get(calls, timeout=JOIN_WITHIN_S)
     return policy, RankedLearner(learner, ranks, config.learner.rank_timeout_s)
 

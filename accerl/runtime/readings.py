@@ -63,6 +63,7 @@ class Readings:
             "replay_lent": sum(shard["lent"] for shard in shards),
             "discarded_decisions": sum(shard["discarded"] for shard in shards),
             "aged_decisions": sum(shard["aged"] for shard in shards),
+            "refused_trajectories": sum(shard["refused"] for shard in shards),
         }
 
     def _rates(self, changes: list[tuple[str, dict[str, float]]]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from accerl.runtime.wire import Answers
-from accerl.types import Decision, DecisionRequest
+from accerl.types import Decision, DecisionRequest, NoDecision
 
 RESEND_AFTER_S = 10.0
 RETRY_AFTER_S = 0.5
@@ -134,7 +134,7 @@ class RequestClient:
         self._flush_soon()
 
     async def act(self, request: DecisionRequest) -> Decision:
-        """Raises `RequestError` if the service cannot answer."""
+        """Raises `NoDecision` if what the policy gives is not finite, `RequestError` if the service cannot answer."""
         number = next(self._numbers)
         pending = self._pending[number] = _Pending(request, self._loop.create_future())
         self._unsent[number] = None
@@ -209,7 +209,7 @@ class RequestClient:
             if answers.reason is None:
                 pending.answer.set_result(answers.decisions[row])
             else:
-                pending.answer.set_exception(RequestError(answers.reason))
+                pending.answer.set_exception(_error(answers.reason))
 
     def _lose(self, numbers: Iterable[int], service: _Service) -> None:
         for number in numbers:
@@ -226,6 +226,12 @@ class RequestClient:
             if late:
                 self._unsent.update(dict.fromkeys(late))
                 self._flush_soon()
+
+
+def _error(reason: str) -> Exception:
+    """What a service gave in the place of a decision, whose class and text are in `reason`."""
+    kind, _, text = reason.partition(": ")
+    return NoDecision(text) if kind == NoDecision.__name__ else RequestError(reason)
 
 
 class _Service:

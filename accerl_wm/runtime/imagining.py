@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from accerl.runtime.ports import FOLLOW_S, RaySink, follow_directory
 from accerl.runtime.readings import REPORT
 from accerl.runtime.weight_channels import make_source
 from accerl.trajectories import owned
-from accerl.types import Episode, EpisodePlan, Trajectory
+from accerl.types import Episode, EpisodePlan, EpisodeSpoiled, Trajectory
 from accerl_wm.frames import FrameBuffer, of_trajectory
 from accerl_wm.imagination import ImaginedEnv
 from accerl_wm.reliability import Audited, Reliability
@@ -190,7 +191,10 @@ class _Plans:
         self.recent.append(episode.success)
 
     async def fail(self, plan: EpisodePlan, error: Exception) -> None:
-        raise error
+        """One that is spoiled is left out; the worker ends by itself where that goes on."""
+        if not isinstance(error, EpisodeSpoiled):
+            raise error
+        print(f"imagination: episode {plan.number}: {error}", file=sys.stderr, flush=True)
 
     @property
     def _tasks(self) -> Sequence[str]:

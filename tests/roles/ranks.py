@@ -43,11 +43,15 @@ def micro_batches(seed: int) -> list[Batch]:
     ]
 
 
-def train(learner: Learner, rank: int, num_ranks: int, seeds: Sequence[int]) -> list[dict[str, float]]:
-    """Updates on the global batches of `seeds`, dealt out over the ranks."""
+def train(
+    learner: Learner, rank: int, num_ranks: int, seeds: Sequence[int], spoiled: int | None
+) -> list[dict[str, float]]:
+    """Updates on the global batches of `seeds`, dealt out over the ranks; in the last part of `spoiled` is a NaN."""
     logged = []
     for seed in seeds:
         parts = micro_batches(seed)
+        if seed == spoiled:
+            parts[-1].reward[0] = torch.nan
         for first in range(0, len(parts), num_ranks):
             place = first + rank
             if place < len(parts):
@@ -77,7 +81,7 @@ def _rank(
     start: int,
 ) -> None:
     torch.set_num_threads(1)
-    stage, dtype = learner.pop("stage"), learner.pop("dtype", "float32")
+    stage, dtype, spoiled = learner.pop("stage"), learner.pop("dtype", "float32"), learner.pop("spoiled", None)
     config = LearnerConfig(**LEARNER, **learner)
     policy = tiny_policy()
     path = Path(folder)
@@ -94,7 +98,7 @@ def _rank(
     trained = Learner(policy, config, ObjectiveConfig(**objective), engine=engine)
     if (path / "learner.json").exists():
         trained.load_state_dict(_load(path))
-    logged = train(trained, rank, num_ranks, range(start, start + updates))
+    logged = train(trained, rank, num_ranks, range(start, start + updates), spoiled)
     state = trained.state_dict()
     if rank == 0:
         torch.save(policy.state_dict(), path / "policy.pt")

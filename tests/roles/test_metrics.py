@@ -71,6 +71,18 @@ def test_a_line_sums_up_what_happened_since_the_line_before(clock):
     assert "policy_loss" not in line, "there was no update"
 
 
+def test_updates_that_were_skipped_are_counted_and_are_in_no_mean(clock):
+    metrics = RunMetrics(("red",))
+    metrics.add_update(update(100, 1.0, 4.0, 0.5))
+    metrics.add_update({"batch_decisions": 0.0, "skipped_updates": 1.0, "skipped_decisions": 70.0, "updates": 1})
+    resumed = RunMetrics(("red",))
+    resumed.load_state_dict(json.loads(json.dumps(metrics.state_dict())))
+    for line in (metrics.line(), resumed.line()):
+        assert (line["skipped_updates"], line["skipped_decisions"], line["trained_decisions"]) == (1, 70, 100)
+    metrics.add_update(update(100, 1.0, 4.0, 0.5))
+    assert metrics.line()["policy_loss"] == 0.5
+
+
 def test_before_the_first_episode_success_is_unknown(clock):
     line = RunMetrics(("red",)).line()
     assert (line["success"], line["success_low"], line["success_high"], line["return_mean"]) == (None, 0, 1, None)

@@ -15,7 +15,7 @@ from torch import nn
 from accerl.config import InferenceConfig
 from accerl.policy_server import LocalClient, PolicyServer, VersionNotKept, stack_requests
 from accerl.trace import Tracer
-from accerl.types import Decision, DecisionRequest, Observation, ObservationBatch, PolicyOutput, Weights
+from accerl.types import Decision, DecisionRequest, NoDecision, Observation, ObservationBatch, PolicyOutput, Weights
 from tests.roles.fakes import observation, tiny_policy
 
 
@@ -354,3 +354,17 @@ def test_entering_and_leaving_change_nothing_where_a_batch_waits_for_everybody_a
         assert (await asyncio.wait_for(client.act(request(3)), 20)).log_prob.item() == 3
 
     asyncio.run(play())
+
+
+def test_a_row_that_is_not_finite_is_no_decision_and_the_others_are():
+    class Patchy(OneNumber):
+        def act(self, observations: ObservationBatch, seeds: np.ndarray) -> PolicyOutput:
+            output = super().act(observations, seeds)
+            output.value[1] = torch.nan
+            output.log_prob[2] = -torch.inf
+            return output
+
+    good, first, second = server_of(Patchy(), version=6).answer([request(seed) for seed in (4, 9, 2)])
+    assert isinstance(good, Decision) and good.log_prob.tolist() == [4.0]
+    assert isinstance(first, NoDecision) and str(first) == "version 6 of the policy gave value that is not finite"
+    assert isinstance(second, NoDecision) and "log_prob" in str(second)

@@ -13,7 +13,7 @@ import pytest
 
 from accerl.config import RolloutConfig
 from accerl.envs.state import unpack_state
-from accerl.rollout import RolloutWorker, derive_seed
+from accerl.rollout import MAX_SPOILED, RolloutWorker, derive_seed
 from accerl.types import (
     ChunkResult,
     Decision,
@@ -21,8 +21,10 @@ from accerl.types import (
     EnvSpec,
     Episode,
     EpisodePlan,
+    NoDecision,
     Observation,
     Trajectory,
+    TrajectoryRefused,
 )
 
 SPEC = EnvSpec(
@@ -504,3 +506,54 @@ def test_actions_are_kept_and_if_asked_for_the_state_that_each_segment_starts_fr
     actions = [trajectory.action[:, 0, 0] for trajectory in played if trajectory.action is not None]
     assert np.concatenate(actions) == pytest.approx([0, 0.01, 0.02, 0.03, 0.04])
     assert all(trajectory.state is None for trajectory in Scene(plans()).play().trajectories)
+
+
+# --- episodes that are spoiled ----------------------------------------------------------------------------------------
+
+
+class Undecided(Client):
+    """Gives no decision for those requests, by their numbers."""
+
+    def __init__(self, *numbers: int) -> None:
+        super().__init__()
+        self._numbers = numbers
+
+    async def act(self, request: DecisionRequest) -> Decision:
+        decision = await super().act(request)
+        if decision.policy_version in self._numbers:
+            raise NoDecision("version 4 of the policy gave value that is not finite")
+        return decision
+
+
+def test_an_episode_without_a_decision_is_given_back_and_its_environment_goes_on():
+    scene = Scene(plans(3), client=Undecided(9), segment_decisions=64)
+    scene.tasks.bears_failures = True
+    scene.play()
+    ((_, error),) = scene.tasks.failed
+    assert "version 4" in str(error)
+    assert (len(scene.envs), len(scene.tasks.episodes), len(scene.trajectories)) == (1, 2, 2)
+    assert [episode.num_decisions for episode in scene.tasks.episodes] == [7, 7]
+    assert scene.client.playing == 0
+
+
+def test_an_episode_whose_trajectory_is_refused_is_given_back():
+    class Choosy(Scene):
+        async def put(self, trajectory: Trajectory) -> None:
+            if trajectory.origin == "worker/0/1":
+                raise TrajectoryRefused("value is not finite")
+            await super().put(trajectory)
+
+    scene = Choosy(plans(3))
+    scene.tasks.bears_failures = True
+    scene.play()
+    assert [str(error) for _, error in scene.tasks.failed] == ["value is not finite"]
+    assert [episode.origin for episode in scene.tasks.episodes] == ["worker/0/0", "worker/0/2"]
+
+
+def test_a_worker_that_spoils_one_episode_after_the_other_ends():
+    scene = Scene(plans(9), client=Undecided(0, 8, 9, 10))  # a good one comes after the first
+    scene.tasks.bears_failures = True
+    with pytest.raises(ExceptionGroup) as found:
+        scene.play()
+    assert found.group_contains(NoDecision)
+    assert (len(scene.tasks.failed), len(scene.tasks.episodes)) == (1 + MAX_SPOILED, 1)

@@ -65,6 +65,16 @@ def test_another_number_of_ranks_goes_on_from_the_state_of_the_first(plain, firs
     assert relative_difference(parameters(tmp_path), parameters(plain["fused"])) < 1e-5
 
 
+def test_what_is_not_finite_on_one_rank_is_skipped_by_all_and_they_go_on_as_one_would(tmp_path):
+    spoiled = {"spoiled": 1}
+    alone = trained(tmp_path / "alone", 1, 0, "fused", 3, learner=spoiled)
+    spread = trained(tmp_path / "spread", 2, 2, "fused", 3, learner=spoiled)
+    assert relative_difference(parameters(spread), parameters(alone)) < 1e-5
+    for folder, rank in ((alone, 0), (spread, 0), (spread, 1)):
+        logged = json.loads((folder / f"metrics-{rank}.json").read_text())
+        assert ["skipped_updates" in update for update in logged] == [False, True, False], (folder.name, rank)
+
+
 def test_bfloat16_keeps_what_it_rounds(tmp_path):
     """The float32 copy goes into the state, so that a resumed run is the uninterrupted one, bit for bit."""
     mixed = {"dtype": "bfloat16"}

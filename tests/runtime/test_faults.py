@@ -68,6 +68,14 @@ class Scene:
         self.ended = True
 
 
+def test_what_no_restart_mends_ends_the_run_and_the_first_reason_stays(tmp_path):
+    scene = Scene(tmp_path)
+    scene.failures.give_up("5 updates in a row were not finite")
+    scene.failures.give_up("every task is in quarantine")
+    assert scene.ended
+    assert scene.failures.fatal == "5 updates in a row were not finite"
+
+
 def test_three_ends_of_processes_one_after_the_other_put_a_task_into_quarantine(tmp_path):
     scene = Scene(tmp_path)
     for _ in range(3):

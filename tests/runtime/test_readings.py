@@ -90,7 +90,7 @@ def test_inference_and_learner():
 
 
 def test_what_the_shards_hold_is_added_up():
-    shard = {"time": 0, "cpu_s": 0, "decisions": 7, "unused": 3, "lent": 2, "discarded": 0, "aged": 0}
+    shard = {"time": 0, "cpu_s": 0, "decisions": 7, "unused": 3, "lent": 2, "discarded": 0, "aged": 0, "refused": 1}
     first, _ = lines({"replay-0": actor(shard, shard), "replay-1": actor(shard, shard)})
     assert (first["replay_decisions"], first["replay_unused"], first["replay_lent"]) == (14, 6, 4)
-    assert first["discarded_decisions"] == 0
+    assert (first["discarded_decisions"], first["refused_trajectories"]) == (0, 2)

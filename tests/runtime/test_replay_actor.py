@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from accerl import trajectories
@@ -16,8 +18,8 @@ from accerl.replay.snapshot import Checkpoint
 from accerl.runtime.actors import replay
 from accerl.runtime.actors.replay import ReplayActor
 from accerl.runtime.actors.role import Wiring
-from accerl.types import Trajectory
-from tests.roles.fakes import trajectory
+from accerl.types import Trajectory, TrajectoryRefused
+from tests.roles.fakes import tiny_policy, trajectory
 from tests.roles.test_replay_orders import segment
 
 CHECKPOINT = Checkpoint(version=3, first_episode=2)
@@ -26,9 +28,11 @@ CHECKPOINT = Checkpoint(version=3, first_episode=2)
 def actor(root: Path, started: str = "first", **fields: Any) -> ReplayActor:
     sizes = {"capacity_decisions": 64, "min_decisions": 1, "max_reuse": 2}
     small = {"rollout": {"segment_decisions": 4}, "learner": {"batch_decisions": 8}, "trace": {"enabled": False}}
-    config = RunConfig(**merge({"root": root, "replay": sizes, **small}, fields))
+    env = {"tasks": ("red",), "chunk_length": 2}
+    config = RunConfig(**merge({"root": root, "replay": sizes, "env": env, **small}, fields))
+    facts = {"started": started, "checkpoint": CHECKPOINT, "policy": tiny_policy().config_dict()}
     wiring: dict[str, Any] = dict.fromkeys(Wiring.__dataclass_fields__)
-    return ReplayActor(config, 0, Wiring(**wiring | {"started": started, "checkpoint": CHECKPOINT}))
+    return ReplayActor(config, 0, Wiring(**wiring | facts))
 
 
 async def filled(shard: ReplayActor) -> ReplayActor:
@@ -176,5 +180,21 @@ def test_the_newest_trajectories_are_kept_up_to_a_number_and_a_size(tmp_path: Pa
         for number in range(40):
             await shard.push(trajectory(1, seed=number, episode=number))
         assert [each.episode for each in (await shard.recent(100))[1]] == list(range(8, 40))
+
+    asyncio.run(play())
+
+
+def test_a_shard_refuses_what_cannot_be_trained_on_and_counts_it(tmp_path: Path) -> None:
+    async def play() -> None:
+        shard = actor(tmp_path)
+        assert await shard.push(trajectory(3, seed=1, episode=1)) is True
+        bad = trajectory(3, seed=2, episode=2, value=np.full(3, np.nan, np.float32))
+        answer = await shard.push(bad)
+        assert isinstance(answer, TrajectoryRefused)
+        assert str(answer) == "worker/0/2, red, episode 2: value is not finite"
+        assert str(pickle.loads(pickle.dumps(answer))) == str(answer), "it goes to the worker"
+        health = await shard.health()
+        assert (health["refused"], health["decisions"], health["discarded"]) == (1, 3, 0)
+        assert await shard.episodes() == [1]
 
     asyncio.run(play())

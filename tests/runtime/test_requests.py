@@ -12,7 +12,7 @@ import pytest
 from accerl.runtime import requests as module
 from accerl.runtime.requests import Receiver, RequestClient, RequestError
 from accerl.runtime.wire import Answers
-from accerl.types import Decision, DecisionRequest
+from accerl.types import Decision, DecisionRequest, NoDecision
 from tests.roles.fakes import observation
 
 
@@ -290,6 +290,18 @@ def test_the_reason_of_a_service_is_raised():
             await second
         medium["one"].answer([0])
         assert (await first).value == 0
+
+    play(scene)
+
+
+def test_what_the_policy_could_not_decide_is_known_from_what_the_service_could_not_do():
+    async def scene(client: RequestClient, medium: Memory) -> None:
+        client.set_services({"one": "one"})
+        (asked,) = ask(client, 1)
+        await settle()
+        medium["one"].answer([0], reason="NoDecision: version 7 of the policy gave value that is not finite")
+        with pytest.raises(NoDecision, match=r"^version 7 of"):
+            await asked
 
     play(scene)
 

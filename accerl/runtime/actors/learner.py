@@ -13,9 +13,11 @@ import ray
 import torch
 
 from accerl import checkpoint, kernels
+from accerl.anomalies import Anomalies
 from accerl.checkpoint_writer import CheckpointWriter, NotSaved
 from accerl.config import RunConfig, Section
 from accerl.generators import generator_states
+from accerl.guards import GaveUp, Guard, NonFiniteWeights
 from accerl.learner import Learner
 from accerl.mixing import MixedSource
 from accerl.packing import pack
@@ -95,7 +97,11 @@ class LearnerActor(Role):
 
     def _train(self) -> None:
         config = self._config
-        self._policy, self._learner = self._make_learner()
+        try:
+            self._policy, self._learner = self._make_learner()
+        except NonFiniteWeights as error:  # of the start, or of a checkpoint: the next process would find the same
+            self._give_up(f"{self._found or self._start}: {error}")
+            return
         steering = Steering(self._controller)
         self._learner.begin(steering.begin(self._learner.version))
         self._use(steering.state["directory"])
@@ -105,21 +111,31 @@ class LearnerActor(Role):
         publisher.publish(self._policy, self._learner.version)
         streams = config.max_policy_lag is not None or config.replay.streams
         prefetcher = Prefetcher(self._source, self._pack, config.learner, self._learner.version, streams, self.tracer)
+        is_whole = True
         try:
             self._loop(steering, prefetcher, publisher)
+        except GaveUp as error:
+            is_whole = error.is_whole
+            self._give_up(str(error))
         finally:
             prefetcher.close()
             publisher.close()
-        self._save_last()
+        if is_whole:
+            self._save_last()
+
+    def _give_up(self, reason: str) -> None:
+        """End the run: a process that is restarted would come to the same end."""
+        ray.get(self._controller.give_up.remote(self.name, reason), timeout=120)
 
     def _make_learner(self) -> tuple[Policy, Learner | RankedLearner]:
         """From the newest checkpoint, if the run has one."""
         config, found = self._config, self._found
+        guard = Guard(Anomalies(config.folder / "anomalies"), self._controller_hears)
         if config.learner.zero_stage:
-            return form_ranks(config, self._start, found, self.tracer)
+            return form_ranks(config, self._start, found, self.tracer, guard)
         policy = checkpoint.load_policy(found or self._start)
         reference = checkpoint.load_policy(self._start) if config.objective.reference_kl else None
-        learner = Learner(policy, config.learner, config.objective, reference, self.tracer)
+        learner = Learner(policy, config.learner, config.objective, reference, self.tracer, guard=guard)
         if found is not None:
             go_on(learner, found)
         return policy, learner
@@ -207,6 +223,9 @@ class LearnerActor(Role):
         except NotSaved as error:
             ray.get(self._controller.miss_end.remote(str(error)), timeout=120)
         self._saver.close()
+
+    def _controller_hears(self, what: str, action: str) -> None:
+        self._controller.incident.remote(self.name, what, action)
 
     def _say_not_saved(self, what: str) -> None:
         again_s = self._config.learner.checkpoint_every_s

@@ -12,9 +12,11 @@ import torch
 import torch.distributed as dist
 
 from accerl import checkpoint, kernels
+from accerl.anomalies import Anomalies
 from accerl.config import ConfigError, LearnerConfig, ObjectiveConfig, RunConfig
 from accerl.engine import placed
 from accerl.generators import restore_generators
+from accerl.guards import Guard
 from accerl.learner import Learner
 from accerl.protocols import Policy
 from accerl.runtime.actors.role import Role, Wiring
@@ -35,7 +37,7 @@ class Place(NamedTuple):
 
 
 def ranked_learner(
-    config: RunConfig, start: Path, place: Place, store: dist.Store, tracer: Any
+    config: RunConfig, start: Path, place: Place, store: dist.Store, tracer: Any, guard: Guard
 ) -> tuple[Policy, Learner]:
     """The learner of one rank. Returns when all ranks have come to `store`."""
     from accerl.zero import ZeroEngine, join_ranks
@@ -46,7 +48,7 @@ def ranked_learner(
     reference = checkpoint.load_policy(start) if config.objective.reference_kl else None
     stage = 1 if section.zero_stage == 1 else 2
     engine = ZeroEngine(policy, section, stage, section.dtype)
-    learner = Learner(policy, section, config.objective, reference, tracer, engine)
+    learner = Learner(policy, section, config.objective, reference, tracer, engine, guard)
     if place.checkpoint is not None:
         go_on(learner, place.checkpoint, place.rank)
     return policy, learner
@@ -120,7 +122,9 @@ class RankActor(Role):
 
     def _join(self, place: Place) -> Learner:
         store = dist.TCPStore(place.address, place.port, is_master=False)
-        return ranked_learner(self._config, self._start, place, store, self.tracer)[1]
+        anomalies = Anomalies(self._config.folder / "anomalies", suffix=f"-rank-{place.rank}")
+        guard = Guard(anomalies, tell=lambda what, action: None)  # the first rank says it for all
+        return ranked_learner(self._config, self._start, place, store, self.tracer, guard)[1]
 
     async def _call(self, function: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._counted, function)

@@ -19,7 +19,8 @@ from accerl.replay.spill import SegmentFiles
 from accerl.rollout import derive_seed
 from accerl.runtime.actors.role import Role, Wiring
 from accerl.trajectories import TrajectorySample, owned
-from accerl.types import BatchRule, Trajectory
+from accerl.trajectory_check import TrajectoryCheck
+from accerl.types import BatchRule, Trajectory, TrajectoryRefused
 
 AGAIN_AFTER_S = 2.0
 """Where a full disk has made a snapshot useless, another one is tried."""
@@ -34,6 +35,8 @@ class ReplayActor(Role):
         super().__init__(config, f"{self.kind}-{index}", wiring.controller)
         self._folder = config.folder / self.kind / f"shard-{index}"
         self._files, self._snapshots = self._open_folder(config, wiring)
+        self._check = TrajectoryCheck(config.env, wiring.policy)
+        self._num_refused = 0
         self._is_bounded = config.max_policy_lag is not None
         seed = derive_seed(config.seed, index, 7)
         self._replay = Replay(config.replay, seed, groups_of(config), self._files, self._snapshots)
@@ -54,8 +57,13 @@ class ReplayActor(Role):
                 await self.snapshot()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    async def push(self, trajectory: Trajectory) -> bool:
-        """Take ownership, waiting for room; False if the shard was closed."""
+    async def push(self, trajectory: Trajectory) -> bool | TrajectoryRefused:
+        """Take ownership, waiting for room; False if the shard was closed. What cannot be trained on is not taken."""
+        try:
+            self._check.admit(trajectory)
+        except TrajectoryRefused as refused:
+            self._num_refused += 1
+            return refused
         if _name(trajectory) in self._restored:  # the process before this one died before it could answer
             return True
         own = owned(trajectory)
@@ -133,6 +141,7 @@ class ReplayActor(Role):
             "lent": replay.lent_decisions,
             "discarded": replay.discarded_decisions,
             "aged": replay.aged_decisions,
+            "refused": self._num_refused,
         }
 
     def _open_folder(self, config: RunConfig, wiring: Wiring) -> tuple[SegmentFiles | None, Snapshots | None]:
