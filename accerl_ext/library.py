@@ -4,9 +4,9 @@
           └─────► c++ (CXX, or what is on PATH), at first use ─► ~/.cache/accerl/kernels/HASH.so ─ else ┘
 
 The functions take pointers and sizes and know nothing of torch, so no version of torch is the wrong one and nvcc, ninja
-and torch's headers are not needed. What was built with the wheel is taken if the hash in its name is that of the sources
-and flags that lie here and the processor has what `BASELINE` means. The other's name holds a hash of the compiler and the
-processor too: whatever changes, it is built anew.
+and torch's headers are not needed. What was built with the wheel is taken if the hash in its name is that of the
+sources and flags that lie here and the processor has what `BASELINE` means. The other's name holds a hash of the
+compiler and the processor too: whatever changes, it is built anew.
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ def prebuilt(folder: Path) -> Path | None:
     if path not in there:
         raise BuildError(f"the library in the wheel, {there[0].name}, is not of these sources, {path.name}")
     if missing := BASELINE_FEATURES.difference(_processor().split()):
-        raise BuildError(f"the library in the wheel is for {BASELINE}; this processor has no {', '.join(sorted(missing))}")
+        raise BuildError(
+            f"the library in the wheel is for {BASELINE}; this processor has no {', '.join(sorted(missing))}"
+        )
     return path
 
 

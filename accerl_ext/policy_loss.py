@@ -1,7 +1,7 @@
 """Policy loss and diagnostics from log-probs, in one pass, on a GPU: twin of `accerl.losses.policy_loss`.
 
-On a CPU there is nothing to win (docs/kernels.md) and the twin is used; on a GPU the twin is some forty launches, and each
-number that is logged is waited for by itself. Ratios of tokens only, and a proximal policy stays with the twin.
+On a CPU there is nothing to win (docs/kernels.md) and the twin is used; on a GPU the twin is some forty launches, and
+each number that is logged is waited for by itself. Ratios of tokens only; a proximal policy stays with the twin.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The image processor of OpenVLA-OFT: see `accerl_ext.images`.
 
-Two kernels: what has another size is resized to grey levels, rows first, as the twin does; then each program makes a part
-of a frame's rows: turned, cropped, and looked up in a table of what normalising makes of each grey level.
+Two kernels: what has another size is resized to grey levels, rows first, as the twin does; then each program makes a
+part of a frame's row: turned, cropped, and looked up in a table of what normalising makes of each grey level.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def process(
     grid = (num_frames * size, blocks)
     if (height, width) != (size, size):
         resized = frames.new_empty(num_frames, size, size, 3)
-        (row_first, row_count, row_weights, row_widest), (first, count, weights, widest) = rows, columns
+        (row_first, _, row_weights, row_widest), (first, count, weights, widest) = rows, columns
         _resize[grid](
-            *(frames, resized, row_first, row_count, row_weights, first, count, weights, height, width, size),
+            *(frames, resized, row_first, row_weights, first, count, weights, height, width, size),
             ROW_TAPS=row_widest,
             TAPS=widest,
             ROTATE=rotate,
@@ -39,9 +39,8 @@ def process(
             enable_fp_fusion=False,
         )
         frames, rotate = resized, False
-    below, above, weight = places
     shares, normalized = tables
-    crops = below is not None
+    crops = places[0] is not None
     _finish[grid](
         *(frames, values, *(places if crops else (frames, frames, shares)), shares, normalized, size),
         CROPS=crops,
@@ -58,7 +57,6 @@ def _resize(
     frames,
     resized,
     row_first,
-    row_count,
     row_weights,
     first,
     count,
@@ -76,7 +74,6 @@ def _resize(
     x = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = x < size
     top = tl.load(row_first + y)
-    num_rows = tl.load(row_count + y)
     left = tl.load(first + x, mask=inside, other=0)
     num_columns = tl.load(count + x, mask=inside, other=0)
     for channel in range(3):
@@ -88,11 +85,11 @@ def _resize(
                 old_x = width - 1 - old_x
             column = tl.zeros((BLOCK,), dtype=tl.float32)
             for row_tap in range(ROW_TAPS):
-                old_y = top + row_tap
+                old_y = tl.minimum(top + row_tap, height - 1)  # beyond its count a tap has no weight
                 if ROTATE:
                     old_y = height - 1 - old_y
                 at = ((frame * height + old_y) * width + old_x) * 3 + channel
-                grey = tl.load(frames + at, mask=there & (row_tap < num_rows), other=0).to(tl.float32)
+                grey = tl.load(frames + at, mask=there, other=0).to(tl.float32)
                 column += tl.load(row_weights + y * ROW_TAPS + row_tap) * grey
             total += tl.load(weights + x * TAPS + tap, mask=there, other=0.0) * column
         total = tl.minimum(tl.maximum(total, 0.0), 255.0)

@@ -1,10 +1,10 @@
-r"""Log-probability and entropy of chosen tokens of a linear head, with its matrix product; see `accerl_ext.slim_log_prob`.
+r"""Log-probability and entropy of chosen tokens of a linear head; see `accerl_ext.slim_log_prob`.
 
-Forward: a program holds the logits of some rows, a tile of bins at a time, in registers, and keeps of each row the
+Forward: a program forms the logits of some rows, a tile of bins at a time, in registers, and keeps of each row the
 maximum m, $\sum e^{l-m}$ and $\sum (l-m) e^{l-m}$, so that logits never stand in memory and any number of bins will do.
 
-Backward: the same product again, and of it the gradient of the logits, for `BACKWARD_ROWS` rows at a time, rounded to the
-states' type; the two products with states and weight are torch's.
+Backward: the same product again, and of it the gradient of the logits, for `BACKWARD_ROWS` rows at a time, rounded to
+the states' type; the two products with states and weight are torch's.
 """
 
 from __future__ import annotations

@@ -79,7 +79,9 @@ def test_ratios_beyond_the_ceiling_stay_finite(gpu, device, objective):
     log_prob[1, :2], log_prob[2, :2] = 90.0, -90.0
     mask[1:3, :2], behaviour[1:3, :2] = True, 0.0
     config = ObjectiveConfig(**objective)
-    compare(ours(gpu, log_prob, behaviour, advantage, mask, config), theirs(log_prob, behaviour, advantage, mask, config))
+    compare(
+        ours(gpu, log_prob, behaviour, advantage, mask, config), theirs(log_prob, behaviour, advantage, mask, config)
+    )
 
 
 @pytest.mark.parametrize(("decisions", "tokens"), [(1, 1), (300, 8)])

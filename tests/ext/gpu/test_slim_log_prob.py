@@ -83,6 +83,7 @@ def test_the_operation_differentiates_on_a_gpu(gpu, device):
     states, weight, tokens = (each.detach().to(device) for each in made((5,), 32, 64, torch.float32))
     inputs = states.requires_grad_(), weight.requires_grad_()
     ours, theirs = (function(*inputs, tokens) for function in (slim_log_prob, twin))
-    for mine, other in zip(*(torch.autograd.grad(each[0].sum() - each[1].sum(), inputs) for each in (ours, theirs))):
+    grads = (torch.autograd.grad(each[0].sum() - each[1].sum(), inputs) for each in (ours, theirs))
+    for mine, other in zip(*grads, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
     torch.library.opcheck(_forward, (*inputs, tokens), test_utils=("test_schema", "test_faketensor"))
