@@ -177,7 +177,7 @@ def _(x):
 try:
     torch.library.opcheck(doubled, (torch.ones(3),), test_utils="test_faketensor")
 except Exception as error:
-    print(type(error).__name__, "- shapes differ:", "(3" in str(error) and "(4" in str(error))
+    print(type(error).__name__)
 
 # %% [markdown]
 # ## Who chooses
