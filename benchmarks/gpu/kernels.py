@@ -91,7 +91,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.size == "tiny":
-        options.batch, options.segments, options.times = 2, 5, 1
+        options.batch, options.segments, options.times = 1, 3, 1
     torch.manual_seed(options.seed)
     device = Device(options.device, copy_peak(options.device), trials.matrix_peak(options.device))
     print(f"copy {device.gbyte_per_s:.4g} GB/s, matrix product {device.tflop_per_s:.4g} TFLOP/s", flush=True)
@@ -304,8 +304,8 @@ def image_tasks(options: argparse.Namespace) -> Iterator[Task]:
     from accerl_ext.images import sizes
 
     gpu: Any = _gpu("images")
-    config = ImageConfig() if options.size == "real" else ImageConfig(size=28)
-    for size in (config.size, config.size + 32):
+    config = ImageConfig() if options.size == "real" else ImageConfig(size=14)
+    for size in (config.size, config.size * 8 // 7):
         frames = torch.randint(0, 256, (options.batch, 2, size, size, 3), dtype=torch.uint8, device=options.device)
         known = sizes(size, size, config.size, config.crop_area, torch.device(options.device))
         compiled = torch.compile(process)
