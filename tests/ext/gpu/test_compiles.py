@@ -21,7 +21,8 @@ def ptx(function, types, constants, **options):
     names = function.arg_names
     types = dict(zip([name for name in names if name not in constants], types, strict=True))
     signature = {name: types.get(name, "constexpr") for name in names}
-    aligned = [name for name, kind in types.items() if kind.startswith("*") or name in ("depth", "num_bins", "state_row")]
+    even = ("depth", "num_bins", "state_row", "weight_depth")
+    aligned = [name for name, kind in types.items() if kind.startswith("*") or name in even]
     source = ASTSource(
         function,
         signature,

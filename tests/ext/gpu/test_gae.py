@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -20,8 +22,9 @@ def gpu(device):
     return gae
 
 
-def on(device: torch.device, facts):
-    return [each.to(device) for each in facts]
+def on(device: torch.device, facts) -> tuple[Any, Any, Any, Any, Any]:
+    reward, value, bootstrap, lengths, terminal = (each.to(device) for each in facts)
+    return reward, value, bootstrap, lengths, terminal
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)

@@ -42,7 +42,7 @@ def made(decisions: int, tokens: int, scale: float, device: torch.device):
     if decisions > 1:
         advantage[0] = 0
         behaviour[~mask] = torch.nan
-    return [each.to(device) for each in (log_prob, behaviour, advantage, mask)]
+    return log_prob.to(device), behaviour.to(device), advantage.to(device), mask.to(device)
 
 
 def ours(gpu, log_prob, behaviour, advantage, mask, config):
@@ -115,8 +115,9 @@ def test_the_operation_differentiates_on_a_gpu(gpu, device):
         pytest.skip("there is no such operation there")
     from accerl_ext.policy_loss import policy_loss
 
-    log_prob, *others = made(20, 8, 0.2, device)
+    log_prob, behaviour, advantage, mask = made(20, 8, 0.2, device)
     log_prob.requires_grad_()
-    loss, seen = policy_loss(log_prob, *others, ObjectiveConfig())
+    loss, seen = policy_loss(log_prob, behaviour, advantage, mask, ObjectiveConfig())
     grad = torch.autograd.grad(3 * loss, log_prob)[0] / 3
-    compare((loss.detach(), grad, seen), theirs(log_prob.detach(), *others, ObjectiveConfig()))
+    other = theirs(log_prob.detach(), behaviour, advantage, mask, ObjectiveConfig())
+    compare((loss.detach(), grad, seen), other)
