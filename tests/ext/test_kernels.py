@@ -16,7 +16,10 @@ from accerl_ext import library
 from accerl_ext.library import BuildError, build, prebuilt, prebuilt_name
 
 NO_COMPILER = """
+from pathlib import Path
 import torch
+from accerl_ext import library
+library.PREBUILT = Path("nowhere")
 from accerl import kernels
 from accerl.config import ConfigError
 from accerl.rl.gae import gae
@@ -60,7 +63,7 @@ def test_without_a_compiler_auto_is_torch_and_ext_says_why(compiler, tmp_path):
     assert "kernels: ext cannot be had here: " in result.stdout and compiler in result.stdout
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("compiler")
 def test_the_library_is_compiled_once_and_lies_where_only_its_owner_writes(tmp_path):
     first = build(tmp_path / "kernels")
     written = first.stat().st_mtime_ns
@@ -83,7 +86,7 @@ def test_a_library_in_the_wheel_is_taken_only_if_it_is_of_these_sources_and_for_
         prebuilt(tmp_path)
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("compiler")
 def test_one_that_does_not_fit_gives_way_to_the_compiler_and_the_reason_says_so(tmp_path, monkeypatch):
     (tmp_path / prebuilt_name()).write_text("no library")
     monkeypatch.setattr(library, "PREBUILT", tmp_path)
