@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from accerl.config import ConfigError, KernelChoice
@@ -21,6 +22,8 @@ class Kernel(NamedTuple):
     function: Callable[..., Any] | None
     """None: plain torch."""
     reason: str
+    by_default: bool = True
+    """`auto` takes it, where it works."""
 
 
 _chosen: dict[tuple[str, str], Callable[..., Any]] = {}
@@ -40,7 +43,8 @@ def examine(choice: KernelChoice) -> Mapping[tuple[str, str], Kernel]:
     """What each operation would have on each kind of device, and why; nothing is changed.
 
     Args:
-        choice: `auto`: a kernel wherever it works; `torch`: none; `ext`: all of those for the CPU.
+        choice: `auto`: a kernel wherever it works and is known to pay; `torch`: none; `ext`: all of those for the
+            devices that are here.
 
     Raises:
         ConfigError: `ext` is wanted, and `accerl_ext` is not installed or does not work here.
@@ -54,10 +58,17 @@ def examine(choice: KernelChoice) -> Mapping[tuple[str, str], Kernel]:
             raise ConfigError("kernels: ext needs pip install 'accerl[kernels]'") from None
         return {}
     found = kernels()
-    missing = sorted({kernel.reason for kernel in found.values() if kernel.function is None})
-    if choice == "ext" and missing:
+    if choice == "auto":
+        return {key: kernel if kernel.by_default else _left(kernel) for key, kernel in found.items()}
+    here = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    missing = sorted({kernel.reason for (_, device), kernel in found.items() if device in here and not kernel.function})
+    if missing:
         raise ConfigError(f"kernels: ext cannot be had here: {'; '.join(missing)}")
     return found
+
+
+def _left(kernel: Kernel) -> Kernel:
+    return Kernel(None, f"{kernel.reason}; not yet shown to pay on a GPU, kernels = ext takes it")
 
 
 def find(name: str, tensor: Tensor) -> Callable[..., Any] | None:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from accerl import kernels
 from accerl.config import ObjectiveConfig
 from accerl.rl import objectives
 from accerl.rl.diagnostics import explained_variance, token_diagnostics
@@ -42,46 +43,73 @@ class Part:
 def total_loss(part: Part, config: ObjectiveConfig) -> tuple[Float[Tensor, ""], dict[str, float]]:
     """Summed over the decisions of the part, a shortened one for its share, with the mean over the tokens of each."""
     batch, evaluation = part.batch, part.evaluation
-    device = evaluation.log_prob.device
-    mask = batch.mask.to(device)
-    token_log_ratio = evaluation.log_prob - batch.log_prob.to(device)
-    log_ratio = at_granularity(token_log_ratio, mask, batch.chunk_length, config.granularity)
+    log_prob = evaluation.log_prob
+    behaviour, mask = batch.log_prob.to(log_prob.device), batch.mask.to(log_prob.device)
     advantage = torch.where(part.advantage < 0, config.negative_scale * part.advantage, part.advantage)
-    objective = policy_objective(part, config, log_ratio, advantage)
-    zero = log_ratio.new_zeros(())
-    kl = objectives.behaviour_kl(token_log_ratio, mask) if config.behaviour_kl else zero
+    if config.granularity == "token" and config.kind != "decoupled_ppo":
+        first_loss, diagnostics = policy_loss(log_prob, behaviour, advantage, mask, config)
+    else:
+        log_ratio = at_granularity(log_prob - behaviour, mask, batch.chunk_length, config.granularity)
+        proximal = _proximal_log_ratio(part, config) if config.kind == "decoupled_ppo" else None
+        first_loss, diagnostics = _observed(log_ratio, advantage, mask, config, proximal)
+    zero = log_prob.new_zeros(())
+    kl = objectives.behaviour_kl(log_prob - behaviour, mask) if config.behaviour_kl else zero
     reference_kl = zero
     if part.reference_log_prob is not None:
         reference_kl = objectives.reference_kl(evaluation.log_prob, part.reference_log_prob, mask)
     entropy = objectives.masked_mean(evaluation.entropy, mask)
     value_loss = _value_loss(evaluation.value, part.target, config)
-    policy_loss = (
-        objective.loss
+    policy_terms = (
+        first_loss
         + config.behaviour_kl * kl
         + config.reference_kl * reference_kl
         - config.entropy_coefficient * entropy
     )
     executed = mask.sum() / mask.shape[1]
-    loss = executed * policy_loss + batch.num_decisions * config.value_coefficient * value_loss
+    loss = executed * policy_terms + batch.num_decisions * config.value_coefficient * value_loss
     return loss, {
-        "policy_loss": objective.loss.item(),
         "value_loss": value_loss.item(),
         "reference_kl": reference_kl.item(),
         "entropy": entropy.item(),
         "explained_variance": explained_variance(evaluation.value.detach(), part.target),
         "value_mean": evaluation.value.mean().item(),
-        **token_diagnostics(log_ratio, objective.weight, mask),
+        **diagnostics,
     }
 
 
-def policy_objective(
-    part: Part,
+def policy_loss(
+    log_prob: Float[Tensor, "decision token"],
+    behaviour_log_prob: Float[Tensor, "decision token"],
+    advantage: Float[Tensor, " decision"],
+    mask: Bool[Tensor, "decision token"],
     config: ObjectiveConfig,
+) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    """The objective on the ratios of tokens, and what to log of it; not for `decoupled_ppo`."""
+    if kernel := kernels.find("policy_loss", log_prob):
+        return kernel(log_prob, behaviour_log_prob, advantage, mask, config)
+    return _observed(log_prob - behaviour_log_prob, advantage, mask, config)
+
+
+def _observed(
     log_ratio: Float[Tensor, "decision token"],
     advantage: Float[Tensor, " decision"],
+    mask: Bool[Tensor, "decision token"],
+    config: ObjectiveConfig,
+    proximal_log_ratio: Float[Tensor, "decision token"] | None = None,
+) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    objective = policy_objective(log_ratio, advantage, mask, config, proximal_log_ratio)
+    seen = token_diagnostics(log_ratio, objective.weight, mask)
+    return objective.loss, {"policy_loss": objective.loss.item(), **seen}
+
+
+def policy_objective(
+    log_ratio: Float[Tensor, "decision token"],
+    advantage: Float[Tensor, " decision"],
+    mask: Bool[Tensor, "decision token"],
+    config: ObjectiveConfig,
+    proximal_log_ratio: Float[Tensor, "decision token"] | None = None,
 ) -> objectives.Objective:
-    """The configured one of `accerl.rl.objectives`."""
-    mask = part.batch.mask.to(log_ratio.device)
+    """The configured one of `accerl.rl.objectives`; `decoupled_ppo` alone has a proximal policy."""
     match config.kind:
         case "gipo":
             kernel = config.kernel
@@ -92,9 +120,9 @@ def policy_objective(
             bounds = config.clip, config.clip_high, config.dual_clip
             return objectives.dual_clip_ppo(log_ratio, advantage, mask, *bounds)
         case "decoupled_ppo":
-            proximal = _proximal_log_ratio(part, config)
+            assert proximal_log_ratio is not None, "decoupled PPO clips around a policy"
             bounds = config.clip, config.clip_high, config.weight_cap
-            return objectives.decoupled_ppo(log_ratio, advantage, mask, proximal, *bounds)
+            return objectives.decoupled_ppo(log_ratio, advantage, mask, proximal_log_ratio, *bounds)
         case "importance_sampling":
             return objectives.importance_sampling(log_ratio, advantage, mask)
         case "tis":

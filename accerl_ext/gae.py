@@ -1,6 +1,7 @@
-"""Generalised advantage estimation over packed, ragged segments, on the CPU: twin of `accerl.rl.gae`, to the bit.
+"""Generalised advantage estimation over packed, ragged segments: twin of `accerl.rl.gae`, on a CPU to the bit.
 
-The twin pads all segments to the longest one. Here each is gone through once, backwards, where it lies.
+The twin pads all segments to the longest one. Here each is gone through once, backwards, where it lies; on a GPU by a
+scan (`accerl_ext.gpu.gae`).
 """
 
 from __future__ import annotations
@@ -56,6 +57,13 @@ def _gae(
     return advantage
 
 
+@_gae.register_kernel("cuda")
+def _(reward: Tensor, *others: Any) -> Tensor:
+    from accerl_ext.gpu import gae as gpu
+
+    return gpu.gae(reward, *others)
+
+
 @_gae.register_fake
 def _(reward: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(reward, dtype=torch.float32, memory_format=torch.contiguous_format)
@@ -68,6 +76,13 @@ def _accumulate(term: Tensor, decay: Tensor, lengths: Tensor) -> Tensor:
     total = torch.empty_like(term)
     library().accumulate_backwards(*of(term, decay, starts, len(lengths), total, torch.get_num_threads()))
     return total
+
+
+@_accumulate.register_kernel("cuda")
+def _(term: Tensor, decay: Tensor, lengths: Tensor) -> Tensor:
+    from accerl_ext.gpu import gae as gpu
+
+    return gpu.accumulate_backwards(term, decay, lengths)
 
 
 @_accumulate.register_fake

@@ -1,4 +1,4 @@
-"""The image processor of OpenVLA-OFT on the CPU, in one pass: twin of `accerl.policies.openvla_oft.images.process`.
+"""The image processor of OpenVLA-OFT in one pass: twin of `accerl.policies.openvla_oft.images.process`.
 
 Without resizing it gives the twin's numbers to the bit. Resizing adds up only the old pixels that have a weight, in
 another order than the twin's matrix product: where a sum lies at the middle between two grey levels it may round to the
@@ -8,7 +8,7 @@ other one.
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float32, UInt8
@@ -29,25 +29,35 @@ def process(
 
 @torch.library.custom_op("accerl::process_images", mutates_args=(), device_types="cpu")
 def _process(frames: Tensor, size: int, rotate: bool, crop_area: float) -> Tensor:
-    if frames.dtype != torch.uint8 or frames.shape[-1] != 3:
-        raise ValueError(f"images: uint8 with three channels, not {frames.dtype} {tuple(frames.shape)}")
+    _check(frames)
     frames = frames.contiguous()
     height, width = frames.shape[-3:-1]
     values = torch.empty(*frames.shape[:-3], 6, size, size, dtype=torch.float32)
     num_frames = frames.shape[:-3].numel()
-    resizes = (height, width) != (size, size)
-    rows, columns = (_taps(old, size) if resizes else NO_TAPS for old in (height, width))
-    places = _places(size, crop_area) if crop_area < 1 else NO_PLACES
+    rows, columns, places, tables = sizes(height, width, size, crop_area, frames.device)
     library().process_images(
         *of(frames, num_frames, height, width, size, rotate, *rows, *columns, *places),
-        *of(*_tables(), values, torch.get_num_threads()),
+        *of(*tables, values, torch.get_num_threads()),
     )
     return values
+
+
+@_process.register_kernel("cuda")
+def _(frames: Tensor, size: int, rotate: bool, crop_area: float) -> Tensor:
+    from accerl_ext.gpu import images as gpu
+
+    _check(frames)
+    return gpu.process(frames, size, rotate, *sizes(*frames.shape[-3:-1], size, crop_area, frames.device))
 
 
 @_process.register_fake
 def _(frames: Tensor, size: int, rotate: bool, crop_area: float) -> Tensor:
     return frames.new_empty(*frames.shape[:-3], 6, size, size, dtype=torch.float32)
+
+
+def _check(frames: Tensor) -> None:
+    if frames.dtype != torch.uint8 or frames.shape[-1] != 3:
+        raise ValueError(f"images: uint8 with three channels, not {frames.dtype} {tuple(frames.shape)}")
 
 
 class Taps(NamedTuple):
@@ -69,6 +79,23 @@ class Places(NamedTuple):
 
 
 NO_TAPS, NO_PLACES = Taps(None, None, None, 0), Places(None, None, None)
+
+
+@cache
+def sizes(
+    height: int, width: int, size: int, crop_area: float, device: torch.device
+) -> tuple[Taps, Taps, Places, tuple[Tensor, ...]]:
+    """Taps of rows and columns, places of the crop and the tables, where the frames are."""
+    resizes = (height, width) != (size, size)
+    rows, columns = (_taps(old, size) if resizes else NO_TAPS for old in (height, width))
+    places = _places(size, crop_area) if crop_area < 1 else NO_PLACES
+    rows, columns = (Taps(*(_there(each, device) for each in taps)) for taps in (rows, columns))
+    places, tables = (tuple(_there(each, device) for each in group) for group in (places, _tables()))
+    return rows, columns, Places(*places), tables
+
+
+def _there(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 @cache

@@ -2,8 +2,9 @@
 
 The logits are formed for a block of rows at a time, and formed again for the backward pass, so that [token, bin] never
 stands in memory, and a row is gone through once while it is in the cache. float32 and float64; narrower states are
-widened block by block. It pays where the head is narrow: from 4096 numbers a token nearly all of the time goes into
-matrix products, of which this has one more, and the twin is used.
+widened block by block. On a CPU it pays where the head is narrow: from 4096 numbers a token nearly all of the time goes
+into matrix products, of which this has one more, and the twin is used. On a GPU the product is part of the kernel
+(`accerl_ext.gpu.slim_log_prob`), for heads of any width.
 """
 
 from __future__ import annotations
@@ -45,6 +46,13 @@ def _forward(states: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Te
     return log_prob, entropy, log_normalizer
 
 
+@_forward.register_kernel("cuda")
+def _(states: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    from accerl_ext.gpu import slim_log_prob as gpu
+
+    return gpu.forward(states, weight, tokens)
+
+
 @_forward.register_fake
 def _(states: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     made = [states.new_empty(len(states), dtype=_wide(states, weight)) for _ in range(3)]
@@ -77,6 +85,13 @@ def _backward(
         if wants_weight:
             grad_weight.addmm_(states[rows].to(wide).T, logits)
     return grad_states, grad_weight.to(weight.dtype)
+
+
+@_backward.register_kernel("cuda")
+def _(grad_log_prob: Tensor, grad_entropy: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    from accerl_ext.gpu import slim_log_prob as gpu
+
+    return gpu.backward(grad_log_prob, grad_entropy, *others)
 
 
 @_backward.register_fake

@@ -7,10 +7,15 @@ that one cluster runs at a time; while it waits for its processes, the tests of 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 os.environ.setdefault("RAY_worker_niceness", "0")  # or Ray's processes starve beside the other tests
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault(
+        "TRITON_INTERPRET", "1"
+    )  # before Triton is imported: no GPU, so its kernels run on CPU tensors
 
 import pytest
 from hypothesis import settings

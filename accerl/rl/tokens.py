@@ -37,8 +37,8 @@ def slim_log_prob(
         states: what the head reads.
         tokens: in [0, bin).
     """
-    is_narrow = weight.shape[0] <= weight.shape[1]  # else it is all matrix product, and a kernel has nothing to win
-    if is_narrow and (kernel := kernels.find("slim_log_prob", states)):
+    is_narrow = weight.shape[0] <= weight.shape[1]  # else it is all matrix product: on a CPU there is nothing to win
+    if (is_narrow or states.is_cuda) and (kernel := kernels.find("slim_log_prob", states)):
         return kernel(states, weight, tokens)
     logits = states @ weight
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))

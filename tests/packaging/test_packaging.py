@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import sysconfig
@@ -17,6 +18,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+
+from accerl_ext.library import BASELINE_FEATURES, BuildError, _processor, find_compiler, prebuilt_name
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {"accerl": ROOT, "accerl-wm": ROOT / "accerl_wm", "accerl-ext": ROOT / "accerl_ext"}
@@ -108,8 +111,31 @@ def test_sibling_wheel_has_its_modules_and_nothing_else(built, package, version)
     for data in ("csrc", "worlds"):
         files = (ROOT / package / data).rglob("*")
         expected |= {path.relative_to(ROOT).as_posix() for path in files if path.is_file()}
-    names = wheel_names(built, package)
+    expected -= {"accerl_ext/hatch_build.py"}
+    names = {name for name in wheel_names(built, package) if not name.startswith("accerl_ext/prebuilt/")}
     assert {name for name in names if not name.startswith(f"{package}-{version}.dist-info/")} == expected
+
+
+def test_the_kernels_are_compiled_into_the_wheel_where_there_is_a_compiler(built, version):
+    try:
+        find_compiler()
+    except BuildError as error:
+        pytest.skip(str(error))
+    if platform.machine() != "x86_64":
+        pytest.skip("for x86-64 only; elsewhere they are compiled at first use")
+    assert (built / f"accerl_ext-{version}-py3-none-linux_x86_64.whl").exists()
+    assert f"accerl_ext/prebuilt/{prebuilt_name()}" in wheel_names(built, "accerl_ext")
+
+
+def test_without_a_compiler_the_wheel_is_pure_python(version, tmp_path):
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    environment = {**os.environ, "CC": "false", "CXX": "false"}
+    said = subprocess.run(
+        command, cwd=FOLDERS["accerl-ext"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "no compiled kernels in this wheel: /" in said.stdout + said.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [f"accerl_ext-{version}-py3-none-any.whl"]
+    assert not [name for name in wheel_names(tmp_path, "accerl_ext") if name.endswith(".so")]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -176,6 +202,14 @@ print(json.dumps([[package.__file__ for package in packages], versions]))
 def test_the_installed_protocols_import(installed):
     code = "import accerl_wm.protocols as p; print(p.ObservationModel.__name__, p.RewardModel.__name__)"
     assert run_outside(installed, code).split() == ["ObservationModel", "RewardModel"]
+
+
+def test_the_installed_kernels_are_those_in_the_wheel(built, installed):
+    is_prebuilt = any("prebuilt" in name for name in wheel_names(built, "accerl_ext"))
+    if not is_prebuilt or BASELINE_FEATURES.difference(_processor().split()):
+        pytest.skip("none are in the wheel, or they are for other processors")
+    code = "from accerl_ext.library import library, origin; print(library().gae is not None, origin())"
+    assert run_outside(installed, code) == "True built with the wheel for x86-64-v3\n"
 
 
 def test_the_accerl_command_is_installed(installed):

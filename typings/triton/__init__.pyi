@@ -1,0 +1,9 @@
+# What the kernels for GPUs use: Triton comes with torch for CUDA, and is not here.
+from collections.abc import Callable
+from typing import Any
+
+__version__: str
+
+def jit(fn: Callable[..., Any]) -> Any: ...
+def cdiv(x: int, y: int) -> int: ...
+def next_power_of_2(n: int) -> int: ...
