@@ -89,7 +89,6 @@ def batched_per_s(slots: int, options: argparse.Namespace) -> float:
     began, imagined = time.perf_counter(), 0
     while (seconds := time.perf_counter() - began) < options.seconds:
         imagined += sum(each.num_decisions for each in imagination.imagine(2 * slots * options.horizon, server))
-    imagination.close()
     return imagined / seconds
 
 
