@@ -163,7 +163,7 @@ print(said[-1]["what"])
 until(lambda: run.status()["updates"] >= begins + 4)
 run.pause()
 print("decisions add up:", until(adds_up), "- lost episodes:", run.lost_episodes())
-run.stop()
+run.stop(timeout_s=120)
 print(run.status()["state"])
 
 # %% [markdown]
