@@ -6,6 +6,8 @@
 # NCCL between GPUs. **Time**: a minute and a half.
 
 # %%
+import os
+import secrets
 from itertools import pairwise
 from pathlib import Path
 from shutil import rmtree
@@ -20,7 +22,6 @@ from accerl.packing import pack
 from accerl.policies.tiny_vla import TinyVLA, TinyVLAConfig
 from accerl.policy_server import LocalClient, PolicyServer
 from accerl.rollout import RolloutWorker
-from accerl.runtime import cluster
 from accerl.types import EpisodePlan
 
 torch.set_num_threads(1)
@@ -118,10 +119,18 @@ class Rank:
 # round that the batch does not fill is filled up with a part that does not count.
 
 # %%
-_ = cluster.start(RunConfig().cluster, folder)  # says how Ray is to be, before it is imported
+token = folder / "ray.token"  # Ray's ports are open to everybody; this keeps strangers out, as a run does it
+token.touch(mode=0o600)
+token.write_text(secrets.token_hex(32))
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 import ray
 
+store = 200 * 2**20
+_ = ray.init(num_cpus=2, include_dashboard=False, object_store_memory=store, log_to_driver=False, logging_level="ERROR")
 
+
+# %%
 def group(num_ranks):
     return [ray.remote(Rank).remote(number, num_ranks) for number in range(num_ranks)]
 
@@ -175,18 +184,18 @@ for num_ranks in (1, 2, 4, 8):
 
 
 # %%
-def difference(tensors, others):
-    return max((tensors[name] - others[name]).abs().max().item() for name in tensors)
+def distance(tensors, others):
+    return sum((tensors[name] - others[name]).double().square().sum().item() for name in tensors) ** 0.5
 
 
 expected = alone.weights().tensors
-moved = difference(expected, dict(policy.state_dict()))
-found = {num_ranks: difference(of_ranks[0][1], expected) for num_ranks, of_ranks in held.items()}
-print("ranks agree to the bit:", difference(held[2][0][1], held[2][1][1]) == 0.0)
-print("as one learner, to a thousandth of what moved:", all(each < 1e-3 * moved for each in found.values()))
+moved = distance(expected, dict(policy.state_dict()))
+found = {num_ranks: distance(of_ranks[0][1], expected) / moved for num_ranks, of_ranks in held.items()}
+print("ranks agree to the bit:", distance(held[2][0][1], held[2][1][1]) == 0.0)
+print("they end where one learner does, to a thousandth of the way:", all(each < 1e-3 for each in found.values()))
 
 # %% tags=["nbval-ignore-output"]
-print(f"moved by {moved:.1e};", {num_ranks: f"{each:.1e}" for num_ranks, each in found.items()}, "from one learner")
+print({num_ranks: f"{share:.1e} of the way" for num_ranks, share in found.items()})
 
 # %% [markdown]
 # ## Weights on their way
@@ -279,7 +288,7 @@ for name in ("store", "group", "shared"):
     publisher = BackgroundPublisher(make_sender(config, controller))
     publisher.publish(alone.policy, alone.version)
     version = ray.get(service.look.remote(60.0))
-    same = difference(ray.get(service.holds.remote())[1], expected) == 0.0
+    same = distance(ray.get(service.holds.remote())[1], expected) == 0.0
     print(f"{name}: version {version}, equal to the bit: {same}")
     publisher.close()
 
@@ -336,7 +345,7 @@ for _ in range(10):
     version, _ = ray.get([first.__ray_call__.remote(step_and_publish), second.step.remote()])
 versions = ray.get(answers)
 print("the learner is at version", version, "and the service at", versions[-1])
-print("versions only rise, after the first:", versions[1:] == sorted(versions[1:]))
+print("versions only rise:", versions == sorted(versions))
 
 # %% tags=["nbval-ignore-output"]
 print(len(versions), "answers, by versions", sorted(set(versions)))
