@@ -53,7 +53,7 @@ def until(is_met):
     """Look again and again; within four minutes it must be so."""
     deadline = time.monotonic() + 240
     while not is_met():
-        assert time.monotonic() < deadline, run.status()
+        assert run.status()["state"] != "failed" and time.monotonic() < deadline, run.status()
         time.sleep(0.2)
     return True
 
@@ -90,8 +90,8 @@ for outcome in outcomes:
 
 # %%
 incidents = {each["role"]: each for each in run.incidents()}
-for role in ("rollout-0", "inference-0"):
-    print(f"{role}: {incidents[role]['what']}; {incidents[role]['action']}")
+print("rollout-0:", incidents["rollout-0"]["action"])
+print("inference-0:", incidents["inference-0"]["what"], "-", incidents["inference-0"]["action"])
 now = {role: beat.pid for role, beat in chaos.processes(run.folder).items()}
 print("others were left alone:", all(now[role] == before[role] for role in ("controller", "learner-0", "replay-0")))
 

@@ -10,14 +10,20 @@ import json
 import logging
 import os
 import secrets
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from accerl.config import ClusterConfig, ConfigError
 from accerl.files import write_file
 
 NAMESPACE = "accerl"
+STARTS = 3
+"""Attempts: Ray gives up a node whose processes do not come up in time, as on a machine that is busy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,20 +69,32 @@ def start(config: ClusterConfig, folder: Path) -> tuple[str, str | None]:
         "include_dashboard": False,
         "object_store_memory": config.object_store_mb * 2**20,
     }
+    quiet: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        ray.init(
-            address="local" if config.address is None else config.address,
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **(local if config.address is None else {}),
-        )
+        if config.address is None:
+            _start_patiently(lambda: ray.init(address="local", **quiet, **local))
+        else:
+            ray.init(address=config.address, **quiet)
     except ConnectionError as error:
         reason = str(error).split("\n")[0]
         raise ConfigError(
             f"cluster.address: no Ray cluster answers at {config.address} ({reason}); start one with `ray start --head`"
         ) from None
     return ray.get_runtime_context().gcs_address, None if token_path is None else str(token_path.resolve())
+
+
+def _start_patiently(start_node: Callable[[], Any]) -> None:
+    for attempt in range(1, STARTS + 1):
+        before = set(psutil.Process().children(recursive=True))
+        try:
+            start_node()
+            return
+        except Exception as error:  # Ray has no other kind for it
+            if "timed out during startup" not in str(error) or attempt == STARTS:
+                raise
+        for left in set(psutil.Process().children(recursive=True)) - before:
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
 
 
 def join(connection: Connection) -> None:
