@@ -287,8 +287,9 @@ for name in ("store", "group", "shared"):
     config, controller, service = channel(name)
     publisher = BackgroundPublisher(make_sender(config, controller))
     publisher.publish(alone.policy, alone.version)
+    assert publisher.flush(60.0)
     version = ray.get(service.look.remote(60.0))
-    same = distance(ray.get(service.holds.remote())[1], expected) == 0.0
+    same = distance(expected, ray.get(service.holds.remote())[1]) == 0.0
     print(f"{name}: version {version}, equal to the bit: {same}")
     publisher.close()
 
