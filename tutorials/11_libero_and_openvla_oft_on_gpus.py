@@ -128,6 +128,8 @@ network = {
     "inference.batch_size": 4,
     "inference.buckets": [4],
 }
+
+# %%
 learner = {
     "replay.min_decisions": 12,
     "learner.device": "cpu",
