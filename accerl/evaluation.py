@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from accerl.config import EnvConfig, RolloutConfig
 from accerl.episode_pool import EpisodePool, Incident, PoolConfig
+from accerl.event_loop import run_to_end
 from accerl.inference import LocalClient, PolicyServer
 from accerl.players import Played, player_of
 from accerl.protocols import Env
@@ -94,7 +94,7 @@ def evaluate(
         tasks=tasks,
         seed=0,
     )
-    asyncio.run(worker.run())
+    run_to_end(worker.run())
     return EvaluationReport(tuple(tasks.played[index] for index in range(len(plans))))
 
 

@@ -96,6 +96,14 @@ class ZeroEngine:
     def can_repeat(self) -> bool:
         return False
 
+    @property
+    def optimizer_bytes(self) -> int:
+        """Of its state on this rank: the moments, which come with the first step, and the float32 copy of bfloat16."""
+        copies = self._optimizer.single_partition_of_fp32_groups if self._is_mixed else ()
+        states = self._optimizer.optimizer.state.values()
+        tensors = [*copies, *(own[name] for own in states for name in MOMENTS if name in own)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss)
 

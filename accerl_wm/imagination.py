@@ -10,14 +10,13 @@ An imagined episode begins in a real moment and is cut after a horizon, where th
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
 
 from accerl.config import ImaginationConfig, RolloutConfig
+from accerl.event_loop import run_to_end
 from accerl.policy_server import LocalBatches, LocalClient, PolicyServer
 from accerl.rollout import RolloutWorker, derive_seed
 from accerl.types import ChunkResult, EnvSpec, Episode, EpisodePlan, Observation, Trajectory
@@ -155,19 +154,9 @@ class Imagination:
         self._number = 0
         self._wanted = 0
         self._trajectories: list[Trajectory] = []
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="imagination")
 
     def imagine(self, num_decisions: int, server: PolicyServer) -> Sequence[Trajectory]:
-        """Trajectories with at least so many decisions in all, by the newest weights that `server` has.
-
-        From any thread, whether an event loop runs in it or not.
-        """
-        return self._thread.submit(self._imagine, num_decisions, server).result()
-
-    def close(self) -> None:
-        self._thread.shutdown()
-
-    def _imagine(self, num_decisions: int, server: PolicyServer) -> Sequence[Trajectory]:
+        """Trajectories with at least so many decisions in all, by the newest weights that `server` has."""
         self._trajectories, self._wanted = [], num_decisions
         models: LocalBatches[Question, Imagined] = LocalBatches(self._world.answer)
         worker = RolloutWorker(
@@ -187,7 +176,7 @@ class Imagination:
             tasks=self,
             seed=self._seed,
         )
-        asyncio.run(worker.run())
+        run_to_end(worker.run())
         return self._trajectories
 
     async def put(self, trajectory: Trajectory) -> None:

@@ -354,8 +354,6 @@ tiled([each.images[:, 0] for each in longest if each.num_decisions == longest[0]
 # models; three quarters of a batch are imagined, unless that judgement closes the gate.
 
 # %%
-import asyncio
-
 import accerl
 from accerl.runtime.inline import InlineRun
 from accerl_wm.inline import InlineImagination
@@ -379,7 +377,7 @@ run = InlineRun(
     on_update=updates.append,
     imagination=source,
 )
-await asyncio.to_thread(run.run)  # it has an event loop of its own, and so has a notebook
+run.run()
 
 # %%
 report = source.reliability.report()
@@ -397,6 +395,3 @@ print(source.reliability.verdict.reason)
 # A model of ten seconds is hardly trusted, and rightly: a policy would learn to please a cloud. Tutorial 08 has one
 # that saw four thousand episodes, its dreams beside the simulator, and what the gate makes of it. From the shell:
 # `accerl demos`, `accerl wm train`, `accerl wm eval`, `accerl train --imagination` (`docs/world_model.md`).
-
-# %%
-imagination.close()

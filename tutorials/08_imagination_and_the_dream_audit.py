@@ -190,5 +190,4 @@ assert judged(still).share == 0, judged(still).reason
 # decisions that saves, and what it cannot do: `docs/world_model.md`.
 
 # %%
-imagination.close()
 env.close()

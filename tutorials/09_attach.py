@@ -75,10 +75,12 @@ print(run.status()["state"], [each.name for each in accerl.runs(folder)])
 # %%
 cursor, seen = run.watch({}, num=4)
 print(len(seen), "of", {each.task for each in seen} <= {"red", "blue"}, seen[0].images.shape[1:])
-time.sleep(2)
-_, later = run.watch(cursor, num=4)
+later = []
+while not later:
+    time.sleep(0.5)
+    _, later = run.watch(cursor, num=4)
 known = {(each.origin, each.episode) for each in seen}
-assert later and known.isdisjoint({(each.origin, each.episode) for each in later})
+assert known.isdisjoint({(each.origin, each.episode) for each in later})
 
 # %% tags=["nbval-ignore-output"]
 from accerl.notebook import Dashboard, TrajectoryViewer
@@ -121,7 +123,8 @@ for wrong in ({"sigmma": 0.3}, {"sigma": -1}):
 before = run.status()["updates"]
 result = run.evaluate(episodes_per_task=5, greedy=True)
 assert result["episodes"] == 10 and 0 <= result["rate"] <= 1
-assert run.status()["updates"] > before
+while run.status()["updates"] <= before:  # and training went on
+    time.sleep(0.2)
 print(sorted(result["by_task"]), len(run.evaluations()), "evaluation in the run's folder")
 
 # %% [markdown]
@@ -139,7 +142,7 @@ Dashboard(run)
 # Whoever stops it: the handle stays, and reads what is left.
 
 # %%
-run.stop()
+run.stop(timeout_s=120)
 print(run.status()["state"], len(run.trajectories(2)) > 0)
 try:
     run.pause()

@@ -23,7 +23,7 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
-CELL_WITHIN_S = 300
+CELL_WITHIN_S = 900
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 

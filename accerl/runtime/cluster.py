@@ -13,9 +13,13 @@ import os
 import secrets
 import shutil
 import socket
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from accerl.config import ClusterConfig, ConfigError
 from accerl.files import write_file
@@ -29,6 +33,8 @@ CLOSED = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # there Ray listens on the loopback interface; so it does here
 }
 """Environment of every process of a cluster that is one machine."""
+STARTS = 3
+"""Attempts: Ray gives up a node whose processes do not come up in time, as on a machine that is busy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,14 +101,12 @@ def start(config: ClusterConfig, folder: Path, private: Path) -> tuple[str, str 
         "_node_ip_address": "127.0.0.1",
         "_temp_dir": str(private / "ray"),  # a folder within, because Ray opens its own to everybody
     }
+    quiet: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        ray.init(
-            address="local" if config.address is None else config.address,
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **(local if config.address is None else {}),
-        )
+        if config.address is None:
+            _start_patiently(lambda: ray.init(address="local", **quiet, **local))
+        else:
+            ray.init(address=config.address, **quiet)
     except ConnectionError as error:
         reason = str(error).split("\n")[0]
         raise ConfigError(
@@ -116,6 +120,20 @@ def keep_logs(private: Path, folder: Path) -> None:
     logs = private / "ray" / "session_latest" / "logs"
     if logs.exists():
         shutil.copytree(logs, folder / "logs" / "ray", dirs_exist_ok=True)
+
+
+def _start_patiently(start_node: Callable[[], Any]) -> None:
+    for attempt in range(1, STARTS + 1):
+        before = set(psutil.Process().children(recursive=True))
+        try:
+            start_node()
+            return
+        except Exception as error:  # Ray has no other kind for it
+            if "timed out during startup" not in str(error) or attempt == STARTS:
+                raise
+        for left in set(psutil.Process().children(recursive=True)) - before:
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
 
 
 def join(connection: Connection) -> None:

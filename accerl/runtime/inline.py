@@ -16,6 +16,7 @@ import torch
 from accerl.admission import Admission
 from accerl.anomalies import Anomalies
 from accerl.config import RunConfig
+from accerl.event_loop import run_to_end
 from accerl.groups import groups_of
 from accerl.guards import Guard
 from accerl.inference import LocalClient, PolicyServer
@@ -135,7 +136,7 @@ class InlineRun:
         while self.progress < 1:
             self._changed = asyncio.Condition()
             self._worker = self._new_worker()
-            asyncio.run(self._worker.run())
+            run_to_end(self._worker.run())
             if self._checkpoints is not None:
                 self._checkpoints.save(self.learner, self._state())
             if self._stops:

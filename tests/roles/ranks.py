@@ -99,6 +99,8 @@ def _rank(
     if (path / "learner.json").exists():
         trained.load_state_dict(_load(path))
     logged = train(trained, rank, num_ranks, range(start, start + updates), spoiled)
+    if stage:
+        (path / f"optimizer-bytes-{rank}").write_text(str(engine.optimizer_bytes))
     state = trained.state_dict()
     if rank == 0:
         torch.save(policy.state_dict(), path / "policy.pt")

@@ -54,6 +54,9 @@ def test_parameters_do_not_depend_on_the_number_of_ranks(plain, num_ranks, stage
         for of in logged:
             assert of[update]["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
             assert of[update]["value_grad_norm"] == pytest.approx(one["value_grad_norm"], rel=1e-4)
+    held = [int((spread / f"optimizer-bytes-{rank}").read_text()) for rank in range(num_ranks)]
+    moments = 2 * 4 * parameters(alone).numel()
+    assert len(set(held)) == 1 and moments <= sum(held) < 1.01 * moments, "each rank holds its part of them"
 
 
 @pytest.mark.parametrize(("first", "second"), [((3, 2), (2, 1)), ((2, 1), (1, 0)), ((1, 0), (2, 2))])
