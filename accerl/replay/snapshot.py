@@ -15,9 +15,10 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from pydantic import ConfigDict, TypeAdapter
+from typing_extensions import TypedDict
 
 from accerl import trajectories
 from accerl.files import sync, write_file
@@ -86,9 +87,21 @@ class Content:
         }
 
 
+class _Facts(TypedDict):
+    """`Content.facts` without what is read apart."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # pyright: ignore[reportGeneralTypeIssues]
+
+    next_key: int
+    newest_version: int
+    generator: dict[str, Any]
+    sums: dict[str, int]
+    order: NotRequired[dict[str, Any]]
+
+
 RECORD = TypeAdapter(Record)
-CONTENT = TypeAdapter(Content, config=ConfigDict(arbitrary_types_allowed=True))
-"""They refuse what is of another type."""
+FACTS = TypeAdapter(_Facts)
+"""They refuse what is missing or of another type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +156,7 @@ def _read(folder: Path, max_reuse: int, files: SegmentFiles | None, checkpoint: 
         raise ValueError(f"{folder} is of another format than {FORMAT}")
     records = {each["number"]: RECORD.validate_python(each) for each in facts.pop("segments")}
     before = set(records)
-    content = CONTENT.validate_python({**facts, "segments": []})
+    content = Content(**FACTS.validate_python(facts), segments=[])
     journal = folder / "journal.jsonl"
     lines = journal.read_text().splitlines(keepends=True) if journal.exists() else []
     is_past = False
