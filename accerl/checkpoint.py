@@ -30,7 +30,7 @@ from accerl.files import discard, replaced, set_aside, sweep
 from accerl.manifest import Damaged, read_manifest, verify, write_manifest
 from accerl.policies import restore_policy
 from accerl.protocols import Policy
-from accerl.reading import read_object
+from accerl.reading import read_json, read_object
 from accerl.tensor_files import Digest, num_bytes, read_tensors, write_tensors
 
 FORMAT = 1
@@ -87,10 +87,9 @@ def is_public(folder: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        content = json.loads(path.read_text())
+        return read_object(path).get("model_type") == "openvla"
     except ValueError:
         return False
-    return isinstance(content, dict) and content.get("model_type") == "openvla"
 
 
 def load_policy(folder: Path, open_fields: Mapping[str, Any] | None = None) -> Policy:
@@ -170,8 +169,8 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise ConfigError(f"resume: {folder} is not a complete checkpoint ({name} is missing)")
     try:
         verify(folder, names)
-        learner = json.loads((folder / "learner.json").read_text())
-        run = json.loads((folder / "run.json").read_text())
+        learner = read_json(folder / "learner.json")
+        run = read_json(folder / "run.json")
         tensors = read_tensors(folder / "learner.safetensors")
         proximal = read_tensors(folder / PROXIMAL) if PROXIMAL in names else None
     except (OSError, ValueError) as error:

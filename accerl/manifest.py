@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from accerl.reading import read_json
 from accerl.tensor_files import Digest, check_header, digest
 
 NAME = "checkpoint.json"
@@ -43,7 +44,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         Damaged: it is no manifest, or one of another format.
     """
     try:
-        content = json.loads((folder / NAME).read_text())
+        content = read_json(folder / NAME)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -87,7 +88,7 @@ def _look_at(path: Path) -> None:
     """As far as can be told without a manifest."""
     try:
         if path.suffix == ".json":
-            json.loads(path.read_text())
+            read_json(path)
         else:
             check_header(path)
     except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from accerl.cli.options import from_file
 from accerl.config import ConfigError, Section, read_file
 from accerl.console import say
+from accerl.reading import read_object
 
 DEMONSTRATOR = "demonstrator"
 ORIGIN = "origin.json"
@@ -69,7 +69,12 @@ def env_of_policy(model: type[Section], values: Mapping[str, Any]) -> dict[str, 
 def origin(policy: Path) -> dict[str, Any] | None:
     """The environment that the policy of a folder was made for; None: it does not say."""
     if (policy / ORIGIN).exists():
-        return json.loads((policy / ORIGIN).read_text())["env"]
+        try:
+            return read_object(policy / ORIGIN)["env"]
+        except (ValueError, KeyError) as error:
+            raise ConfigError(
+                f"policy: {policy / ORIGIN} is damaged ({error}); give --env SUITE, and remove it"
+            ) from None
     config = policy.parent.parent / "config.json"  # policy is RUN/checkpoints/step-N
     return read_file(config)["env"] if config.exists() else None
 

@@ -51,7 +51,7 @@ def read_file(path: Path) -> dict[str, Any]:
         content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except OSError as error:
         raise ConfigError(f"config: cannot read {path} ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"config: {path} is not valid {path.suffix[1:].upper()} ({error})") from None
     if not isinstance(content, dict):
         raise ConfigError(f"config: {path} holds no sections, but {content!r:.40}")

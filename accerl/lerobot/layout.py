@@ -205,7 +205,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except OSError as error:
         raise broken(path, f"cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise broken(path, f"is not valid JSON ({error})") from None
 
 
@@ -309,7 +309,7 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             content = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise broken(path, f"line {number} is not valid JSON ({error})") from None
         if not isinstance(content, dict):
             raise broken(path, f"line {number} is no object")

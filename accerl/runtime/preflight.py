@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from accerl.config import ConfigError, RunConfig
 from accerl.envs import check_tasks, make_env, read_spec
 from accerl.policies import KINDS, find_class
 from accerl.protocols import Policy, StatefulEnv
+from accerl.reading import read_object
 from accerl.runtime.extra import check_extra
 from accerl.types import EnvSpec
 
@@ -106,12 +106,14 @@ def _check_checkpoint(checkpoint: Path, config: RunConfig) -> None:
         description = describe(checkpoint, **_open_fields(config, read_spec(config.env))).model_dump()
         return _check_description({"kind": "openvla_oft", **description}, config)
     try:
-        description = json.loads((checkpoint / "policy.json").read_text())
+        description = read_object(checkpoint / "policy.json")
     except FileNotFoundError:
         raise ConfigError(
             f"policy.checkpoint: {checkpoint} has no policy.json; give a folder written by `accerl clone`, "
             f"RUN/checkpoints/step-N or a public OpenVLA checkpoint"
         ) from None
+    except ValueError as error:
+        raise ConfigError(f"policy.checkpoint: {checkpoint} is damaged ({error}); use another one") from None
     _check_description(description, config)
 
 

@@ -213,7 +213,10 @@ class Run:
     def evaluations(self) -> list[dict[str, Any]]:
         """Those of `evaluate`, as their files in `evaluations/` say it, oldest first."""
         files = sorted((self.folder / "evaluations").glob("*.json"), key=lambda path: path.stat().st_mtime)
-        return [json.loads(path.read_text()) for path in files]
+        try:
+            return [read_object(path) for path in files]
+        except ValueError as error:
+            raise ConfigError(f"run: {self.folder / 'evaluations'}: {error}; remove that file") from None
 
     def checkpoints(self) -> list[Path]:
         """Folders, oldest first; `accerl.checkpoint.load_policy` reads each."""
@@ -373,7 +376,7 @@ class Run:
         """The final state is written, but processes are still being ended."""
         if self._host is not None:
             return self._host.poll() is None
-        status = json.loads((self.folder / "status.json").read_text())
+        status = self.status()
         return status.get("host") == socket.gethostname() and _is_alive(
             status.get("host_pid"), status.get("host_started")
         )
@@ -384,7 +387,10 @@ def write_status(folder: Path, fields: dict[str, Any]) -> None:
     old one.
     """
     path = folder / "status.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        before = read_object(path) if path.exists() else {}
+    except ValueError:  # damaged; it is replaced as a whole
+        before = {}
     kept = {key: before[key] for key in HOST if key in before}
     if fields.get("state") == "starting" and "host_pid" not in fields:
         kept = {key: value for key, value in kept.items() if key == "host"}
@@ -399,7 +405,8 @@ def write_status(folder: Path, fields: dict[str, Any]) -> None:
 def _is_status(content: Mapping[str, Any]) -> bool:
     """It says what is asked of it, as `write_status` writes it."""
     kinds = {"state": str, "reason": str, "updated": int | float, "host": str | None, "host_pid": int | None}
-    return all(isinstance(content.get(name), kind) for name, kind in kinds.items())
+    fits = all(isinstance(content.get(name), kind) for name, kind in kinds.items())
+    return fits and 0 <= content["updated"] < 2**63 and (content.get("host_pid") or 0) < 2**31
 
 
 def _make(folder: Path) -> None:

@@ -9,7 +9,6 @@ FOLDER is what diffusers' `save_pretrained` writes, or a model of the hub's cach
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
 from safetensors import SafetensorError, safe_open
 
 from accerl.config import ConfigError
+from accerl.reading import read_object
 
 GIB = 2**30
 HASHED_BYTES = 2**20
@@ -107,7 +107,10 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ConfigError(f"cosmos.pretrained: {path} is missing; give the folder of a Cosmos 2 video-to-world model")
-    config = json.loads(path.read_text())
+    try:
+        config = read_object(path)
+    except ValueError as error:
+        raise ConfigError(f"cosmos.pretrained: {path} is damaged ({error}); get it again") from None
     if (other := config.get("_class_name")) != name:
         raise ConfigError(
             f"cosmos.pretrained: {folder} holds {other}, not {name}; give a Cosmos 2 video-to-world model"

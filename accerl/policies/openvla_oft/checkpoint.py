@@ -24,6 +24,7 @@ from accerl.config import ConfigError, EnvConfig
 from accerl.files import replaced
 from accerl.policies.openvla_oft import film, shards
 from accerl.policies.openvla_oft.config import EXTRAS, OpenVLAOFTConfig, from_public
+from accerl.reading import read_object
 from accerl.types import EnvSpec
 
 if TYPE_CHECKING:
@@ -238,9 +239,11 @@ def _film_of(folder: Path) -> dict[str, Tensor]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return read_object(path)
     except OSError as error:
         raise ConfigError(f"policy.checkpoint: cannot read {path} ({error.strerror}); give a checkpoint") from None
+    except ValueError as error:
+        raise ConfigError(f"policy.checkpoint: {path} is damaged ({error}); get it again") from None
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from accerl.files import within
 from accerl.policies.openvla_oft.config import ACTION_TOKENS, OpenVLAOFTConfig
 from accerl.policies.openvla_oft.model import OpenVLAModel
 from accerl.policies.vocabulary import whole
+from accerl.reading import read_object
 
 HEAD = "language_model.lm_head.weight"
 INDEX = "model.safetensors.index.json"
@@ -30,7 +31,7 @@ def list_shards(folder: Path) -> list[Path]:
         ConfigError: one is missing, or not in the folder.
     """
     index = folder / INDEX
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [SINGLE]
+    names = _named(index) if index.exists() else [SINGLE]
     paths = [within(folder, name) for name in names]
     for path in paths:
         if not path.exists():
@@ -38,6 +39,13 @@ def list_shards(folder: Path) -> list[Path]:
                 f"policy.checkpoint: {folder} has no {path.name}; give a complete checkpoint in safetensors"
             )
     return paths
+
+
+def _named(index: Path) -> list[str]:
+    try:
+        return sorted(set(read_object(index)["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"policy.checkpoint: {index} is damaged ({error}); get it again") from None
 
 
 def never_contributes(name: str, config: OpenVLAOFTConfig) -> bool:
