@@ -110,12 +110,19 @@ class FrameBuffer:
         held_out: share of the episodes that no training sees, for `windows(held_out=True)`.
         folder: where images lie, in memory only as far as the system has room; it is this buffer's alone. None: in
             memory.
+        max_decisions: of an episode, where later moments of longer recordings are none to start from; None: all are.
     """
 
     def __init__(
-        self, chunk_length: int, max_bytes: int | None = None, held_out: float = 0.1, folder: Path | None = None
+        self,
+        chunk_length: int,
+        max_bytes: int | None = None,
+        held_out: float = 0.1,
+        folder: Path | None = None,
+        max_decisions: int | None = None,
     ):
         self.chunk_length = chunk_length
+        self._max_decisions = max_decisions
         self._folder = folder
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -210,6 +217,8 @@ class FrameBuffer:
             episodes, first_share = succeeded, 0.75
         episode = episodes[generator.integers(len(episodes))]
         last = num_decisions(episode, self.chunk_length) - 1
+        if self._max_decisions is not None:
+            last = max(0, min(last, self._max_decisions - 1 - episode.first_step))
         return cut_start(
             episode, int(generator.integers(int(first_share * last), last + 1)), history, self.chunk_length
         )

@@ -143,7 +143,7 @@ def imagining(run: dict[str, Any], config: RunConfig, world: WorldModel) -> Inli
     """
     threshold = run["threshold"] or 0.5
     settings = ImaginationConfig(share=run["share"], horizon=run["horizon"], threshold=threshold)
-    frames = FrameBuffer(config.env.chunk_length, held_out=0.0)
+    frames = FrameBuffer(config.env.chunk_length, held_out=0.0, max_decisions=config.env.max_decisions)
     spec = make_env(config.env).spec
     is_oracle = run["arm"] == "oracle"
     if not is_oracle:

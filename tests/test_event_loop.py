@@ -7,7 +7,7 @@ import contextvars
 import signal
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -37,6 +37,14 @@ def interrupted(number: int, frame: Any) -> None:
 
 
 PLACES = pytest.mark.parametrize("place", [lambda act: act(), in_a_notebook], ids=["script", "notebook"])
+
+
+@pytest.fixture(autouse=True)
+def interrupts_arrive() -> Iterator[None]:
+    """Also where the tests run in the background of a shell, which has them ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @PLACES

@@ -55,7 +55,7 @@ class TinyVLAConfig(BaseModel):
     num_layers: Annotated[int, Field(gt=0, le=64)] = 2
     num_heads: Size = 4
     num_bins: Size = 256
-    num_basis: Size = 16
+    num_basis: Annotated[int, Field(gt=1, le=4096)] = 16
     """Smooth radial functions the bins' logits are made of, so that neighbouring bins move together."""
     max_words: Size = 16
     value_probability: bool = True

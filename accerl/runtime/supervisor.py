@@ -157,6 +157,8 @@ def ended_by_us(error: RayActorError) -> bool:
 def first_line(error: BaseException) -> str:
     """What an exception of a remote call says, without the remote traceback."""
     cause = getattr(error, "cause", None)
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
     text = f"{type(cause).__name__}: {cause}" if cause is not None else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
@@ -20,6 +21,8 @@ Item = TypeVar("Item", bound=DecisionRequest | Decision | Exception)
 Columns = Mapping[str, Sequence[Any] | np.ndarray]
 """Name to array, or to the rows that make it up when they are stacked."""
 ALIGNMENT = 64
+KIND = re.compile(r"[<>|=]?[biuf](1|2|4|8)")
+"""Types of arrays: what NumPy makes of other words is no concern of a stranger."""
 NEWEST = -1
 """In the place of a request's policy version: none is asked for."""
 
@@ -213,9 +216,9 @@ def _places(layout: str) -> tuple[tuple[_Place, ...], int]:
     places = []
     end = 0
     for name, kind, shape in json.loads(layout):
+        if not KIND.fullmatch(kind) or not all(type(side) is int and side >= 0 for side in shape):
+            raise ValueError(f"no array is {kind:.20} {shape}")
         dtype = np.dtype(kind)
-        if dtype.kind not in "biuf" or not all(type(side) is int and side >= 0 for side in shape):
-            raise ValueError(f"no array is {kind} {shape}")
         start = -(-end // ALIGNMENT) * ALIGNMENT
         places.append(_Place(name, dtype, tuple(shape), start))
         end = start + dtype.itemsize * math.prod(shape)

@@ -61,7 +61,7 @@ def new_frames(config: RunConfig, owner: str, held_out: float = 0.0) -> FrameBuf
     """
     section = config.imagination
     folder = config.folder / "frames" / owner if section.frames_on_disk else None
-    frames = FrameBuffer(config.env.chunk_length, section.frames_mb * 2**20, held_out, folder)
+    frames = FrameBuffer(config.env.chunk_length, section.frames_mb * 2**20, held_out, folder, config.env.max_decisions)
     for data in section.demos:
         frames.add(map(of_demonstration, demos.load(data, failures=True)[0]))
     return frames

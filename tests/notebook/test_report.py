@@ -51,6 +51,6 @@ def test_the_page_holds_everything_and_needs_no_network(run: Run, page, capsys):
 
 def test_a_handle_shows_itself_in_a_line(run: Run):  # noqa: F811
     (run.folder / "status.json").write_text(
-        json.dumps({"state": "finished", "updates": 7, "success": 0.5, "advice": "a < b", "updated": 0})
+        json.dumps({"state": "finished", "reason": "", "updated": 0, "updates": 7, "success": 0.5, "advice": "a < b"})
     )
     assert run._repr_html_() == "<b>first</b> finished · updates 7, success 0.5 · a &lt; b"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,12 +131,12 @@ def wait_until_lost(ray: Any, controller: Any) -> None:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
-    cluster.start(ClusterConfig(object_store_mb=200), folder, folder)
-    import ray
+    with tempfile.TemporaryDirectory(prefix="accerl-") as private:  # a short path, for sockets
+        cluster.start(ClusterConfig(object_store_mb=200), Path(sys.argv[1]), Path(private))
+        import ray
 
-    print(json.dumps(dict(observe(ray))))
-    ray.shutdown()
+        print(json.dumps(dict(observe(ray))))
+        ray.shutdown()
 
 
 if __name__ == "__main__":

@@ -72,6 +72,14 @@ def test_windows_that_are_to_end_do_so_with_their_episode():
     assert 0.05 < drawn.success[:, -1].float().mean() < 0.6
 
 
+@pytest.mark.parametrize(("max_decisions", "steps"), [(None, set(range(10))), (4, set(range(4)))])
+def test_an_imagined_episode_begins_where_a_real_one_may_still_be(max_decisions, steps):
+    buffer = FrameBuffer(CHUNK, held_out=0.0, max_decisions=max_decisions)
+    buffer.add([episode(num_actions=10 * CHUNK)])
+    generator = np.random.default_rng(0)
+    assert {buffer.start("red", 2, generator, near_success=0.2).episode_step for _ in range(300)} == steps
+
+
 def test_tasks_are_drawn_alike_whatever_there_is_of_them():
     buffer = FrameBuffer(CHUNK, held_out=0.0)
     buffer.add([episode(task="blue"), *[episode(task="red") for _ in range(20)]])
