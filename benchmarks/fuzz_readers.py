@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -175,7 +176,8 @@ def _make_run(folder: Path) -> None:
     (folder / "metrics.jsonl").write_text(
         '{"time": 1.0, "updates": 3}\n{"time": 2.0, "success_by_task": {"red": 0.5}}\n'
     )
-    Connection(address="a:1", controller="run/controller", token_path="/t", host="here", host_pid=1).save(folder)
+    here = {"host": socket.gethostname(), "host_pid": 1}
+    Connection(address="a:1", controller="run/controller", token_path="/t", **here).save(folder)
 
 
 def trajectory(episode: int) -> Trajectory:
