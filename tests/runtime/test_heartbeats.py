@@ -29,8 +29,8 @@ from accerl.types import Episode
 BUSY = """
 import faulthandler, signal, sys, time
 faulthandler.register(signal.SIGUSR1, open(sys.argv[1], "w"))
-print("ready", flush=True)
 def spin():
+    print("ready", flush=True)
     while True: time.sleep(0.01)
 spin()
 """
