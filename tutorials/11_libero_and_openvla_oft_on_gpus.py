@@ -163,7 +163,7 @@ until(3)
 print(run.status()["state"])
 
 # %%
-from accerl.runtime.chaos import processes
+from accerl.runtime.strikes import processes
 
 print(*sorted(processes(run.folder)))
 health = run.health()

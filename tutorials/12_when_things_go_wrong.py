@@ -69,9 +69,9 @@ print(run.status()["state"])
 # another process has the place, and decisions and updates were made after that.
 
 # %%
-from accerl.runtime import chaos
+from accerl.runtime import chaos, strikes
 
-before = {role: beat.pid for role, beat in chaos.processes(run.folder).items()}
+before = {role: beat.pid for role, beat in strikes.processes(run.folder).items()}
 print(sorted(before))
 faults = [chaos.Fault(0.0, "kill-rollout", 0.0), chaos.Fault(1.0, "stop-inference", 0.0)]
 outcomes = list(chaos.unleash(run, faults))
@@ -92,7 +92,7 @@ for outcome in outcomes:
 incidents = {each["role"]: each for each in run.incidents()}
 print("rollout-0:", incidents["rollout-0"]["action"])
 print("inference-0:", incidents["inference-0"]["what"], "-", incidents["inference-0"]["action"])
-now = {role: beat.pid for role, beat in chaos.processes(run.folder).items()}
+now = {role: beat.pid for role, beat in strikes.processes(run.folder).items()}
 print("others were left alone:", all(now[role] == before[role] for role in ("controller", "learner-0", "replay-0")))
 
 # %% [markdown]
@@ -130,8 +130,8 @@ until(lambda: run.status()["updates"] >= updates + 4)
 second = run.checkpoint()
 print(sorted(path.name for path in second.iterdir()))
 os.kill(run.status()["host_pid"], signal.SIGKILL)
-until(lambda: run.status()["state"] == "dead" and not chaos.processes(run.folder))
-print(run.status()["state"], "- processes left:", len(chaos.processes(run.folder)))
+until(lambda: run.status()["state"] == "dead" and not strikes.processes(run.folder))
+print(run.status()["state"], "- processes left:", len(strikes.processes(run.folder)))
 
 # %% [markdown]
 # As if that were not enough, one bit of the newest checkpoint flips.
