@@ -27,6 +27,7 @@ from torch import Tensor
 
 from accerl.config import ConfigError
 from accerl.files import discard, replaced, set_aside, sweep
+from accerl.guards import not_finite
 from accerl.manifest import Damaged, read_manifest, verify, write_manifest
 from accerl.policies import restore_policy
 from accerl.protocols import Policy
@@ -115,7 +116,8 @@ def load_policy(folder: Path, open_fields: Mapping[str, Any] | None = None) -> P
         verify(folder, POLICY)
         config = read_object(folder / POLICY[0])
         tensors = read_tensors(folder / POLICY[1])
-        _check_finite(tensors)
+        if tensors and (bad := not_finite(**tensors)):
+            raise ValueError(f"{bad[0]} is not finite")
     except (OSError, ValueError) as error:
         raise ConfigError(f"policy.checkpoint: {folder} is damaged ({error}); use another one") from None
     if config.pop("format", FORMAT) != FORMAT:
@@ -263,12 +265,6 @@ def unflatten_optimizer(numbers: Mapping[str, Any], tensors: Mapping[str, Tensor
 def _write_policy(folder: Path, policy_config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Digest]:
     (folder / POLICY[0]).write_text(json.dumps({"format": FORMAT, **policy_config}))
     return {POLICY[1]: write_tensors(folder / POLICY[1], tensors)}
-
-
-def _check_finite(tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} is not finite")
 
 
 def _check_counters(learner: Mapping[str, Any], run: Any) -> None:

@@ -28,10 +28,10 @@ from accerl.statistics import summarize
 from accerl.types import Array
 
 FORMAT = 1
-LAST = ("last_images", "last_proprio")
 COLUMNS = (("images", 5, "U8"), ("proprio", 2, "F32"), ("action", 2, "F32"))
 """Name, number of dimensions and type of what a shard holds."""
 LAST_COLUMNS = (("last_images", 5, "U8"), ("last_proprio", 2, "F32"))
+LAST = tuple(name for name, _, _ in LAST_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -153,7 +153,7 @@ def summed(looks: dict[str, list[Look]]) -> list[Look]:
 def alive(processes: set[tuple[int, float]]) -> set[tuple[int, float]]:
     """Those that still live, a while after their end was asked for."""
     deadline = time.monotonic() + GONE_WITHIN_S
-    while (left := {each for each in processes if _lives(*each)}) and time.monotonic() < deadline:
+    while (left := {each for each in processes if strikes.lives(*each)}) and time.monotonic() < deadline:
         time.sleep(0.2)
     return left
 
@@ -167,14 +167,6 @@ def left_behind() -> set[str]:
             if path.stat().st_uid == os.getuid():
                 found.add(str(path))
     return found
-
-
-def _lives(pid: int, created: float) -> bool:
-    try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - created) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 if __name__ == "__main__":

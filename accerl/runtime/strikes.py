@@ -54,7 +54,10 @@ class Ended:
 
     def is_over(self) -> bool:
         now = {name: read_note(self._folder, name) for name in self._there}
-        return all(beat is not None and beat.pid != self._there[name].pid and lives(beat) for name, beat in now.items())
+        return all(
+            beat is not None and beat.pid != self._there[name].pid and lives(beat.pid, beat.created)
+            for name, beat in now.items()
+        )
 
 
 class Slowed:
@@ -152,7 +155,7 @@ def processes(folder: Path) -> dict[str, Beat]:
     """The live processes of a run on this machine, by role."""
     names = [path.name.removesuffix(".process.json") for path in (folder / "logs").glob("*.process.json")]
     found = {name: read_note(folder, name) for name in names}
-    return {name: beat for name, beat in found.items() if beat is not None and lives(beat)}
+    return {name: beat for name, beat in found.items() if beat is not None and lives(beat.pid, beat.created)}
 
 
 def other_nodes(there: Mapping[str, Beat]) -> dict[str, dict[str, Beat]]:
@@ -170,8 +173,9 @@ def raylet(beat: Beat) -> psutil.Process:
     return psutil.Process(psutil.Process(beat.pid).ppid())
 
 
-def lives(beat: Beat) -> bool:
+def lives(pid: int, created: float) -> bool:
+    """The process of this number that was started then."""
     with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(beat.pid)
-        return abs(process.create_time() - beat.created) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+        process = psutil.Process(pid)
+        return abs(process.create_time() - created) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
     return False
