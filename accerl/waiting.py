@@ -1,7 +1,11 @@
-"""What is shown while somebody waits: a line of tqdm in a notebook, of rich on a terminal, elsewhere nothing."""
+"""What is shown while somebody waits: a line of tqdm in a notebook, of rich on a terminal, elsewhere nothing.
+
+Nothing in a notebook either where `TQDM_DISABLE` is set.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +14,7 @@ from contextlib import contextmanager
 @contextmanager
 def waiting(what: str) -> Iterator[Callable[[str], None]]:
     """Gives what is called with news while it lasts."""
-    if _in_notebook():
+    if _in_notebook() and not os.environ.get("TQDM_DISABLE"):  # its widget does not look
         from tqdm.notebook import tqdm
 
         with tqdm(bar_format="{desc} {elapsed} {postfix}", desc=what, leave=False) as line:

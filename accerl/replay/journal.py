@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -138,8 +139,17 @@ class Snapshots:
 def clean(folder: Path, keeps_snapshots: bool) -> None:
     """Remove what the shards of a run that has ended left below `folder`."""
     for shard in folder.glob("shard-*"):
-        shutil.rmtree(shard / "segments", ignore_errors=True)
+        _remove(shard / "segments")
         if not (keeps_snapshots and any(shard.glob("snapshot-*"))):
-            shutil.rmtree(shard, ignore_errors=True)
+            _remove(shard)
     if folder.exists() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def _remove(folder: Path) -> None:
+    """Also where a process that is being ended still adds files: it does not find the folder by another name."""
+    gone = folder.with_name(f".{folder.name}")
+    shutil.rmtree(gone, ignore_errors=True)  # of a process that ended here
+    with suppress(FileNotFoundError):
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import random
+import threading
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -320,4 +323,23 @@ def test_a_run_that_has_ended_leaves_nothing_but_snapshots_and_those_only_to_be_
     clean(tmp_path, keeps_snapshots=True)
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")) == ["shard-0/snapshot-00000000"]
     clean(tmp_path, keeps_snapshots=False)
+    assert not tmp_path.exists()
+
+
+def test_a_shard_that_still_writes_when_its_run_has_ended_leaves_nothing(tmp_path: Path) -> None:
+    segments = Shard(tmp_path / "shard-0", sized()).folder / "segments"
+    writes = threading.Event()
+
+    def write() -> None:
+        with suppress(FileNotFoundError):  # as soon as the folder is gone
+            for number in itertools.count():
+                (segments / str(number)).write_bytes(b"images")
+                if number == 100:
+                    writes.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    writes.wait()
+    clean(tmp_path, keeps_snapshots=False)
+    writer.join()
     assert not tmp_path.exists()
