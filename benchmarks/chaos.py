@@ -4,14 +4,15 @@
 
 Two workers, two services and two ranks of the trainer, on a Ray cluster of two nodes (both this machine). A quiet
 stretch, one with faults, a quiet one; then nothing is in flight any more and the episodes are counted. The disk is
-filled up only where the run's folder can be a small file system of its own (tmpfs, as root). Prints a table by kind of
-fault and, last, one line of JSON; appends to results/chaos.csv.
+filled up only where the run's folder can be a small file system of its own (tmpfs, as root); logs and incidents stay in
+runs/chaos-kept. Prints a table by kind of fault and, last, one line of JSON; appends to results/chaos.csv.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,8 @@ from benchmarks.results_file import append, print_json, show
 
 QUIET_SHARE = 0.125
 """Of the time, before and after the faults."""
+CHECKPOINT_EVERY_S = 10.0
+"""A trainer that fails every half minute gets nowhere with those of a minute ago."""
 
 
 def main() -> int:
@@ -41,12 +44,14 @@ def main() -> int:
     add_arguments(parser, Path("runs/chaos"))
     arguments = parser.parse_args()
     with small_disk(arguments.root, arguments.disk_mb), nodes(arguments.nodes) as cluster:
-        ranks = {} if arguments.ranks == 1 else {"learner.engine": "deepspeed", "learner.num_ranks": arguments.ranks}
-        run = launch(config_of(arguments, **{"cluster.address": cluster.address, **ranks}))
+        fields = {"cluster.address": cluster.address, "learner.checkpoint_every_s": CHECKPOINT_EVERY_S}
+        ranks = {} if arguments.ranks == 1 else {"learner.num_ranks": arguments.ranks, "learner.zero_stage": 2}
+        run = launch(config_of(arguments, **fields, **ranks))
         try:
             row, outcomes = tried(run, cluster.add, 60 * arguments.minutes, arguments.every_s, arguments.seed)
         finally:
             run.stop()
+            keep(run.folder, arguments.root.with_name(f"{arguments.root.name}-kept"))
     show("recovery by kind of fault", ("kind", "faults", "recovered", "mean_s", "max_s"), by_kind(outcomes))
     append("chaos", [row], arguments.results)
     print_json("chaos", row)
@@ -66,6 +71,12 @@ def small_disk(folder: Path, size_mb: int) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def keep(folder: Path, where: Path) -> None:
+    """What the run says of itself, whose own file system goes."""
+    shutil.copytree(folder, where / folder.name, ignore=shutil.ignore_patterns("*.safetensors", "*.filler"))
+    print(f"logs and incidents: {where / folder.name}", file=sys.stderr)
 
 
 @contextmanager
@@ -109,8 +120,8 @@ def tried(
         "decisions_lost_beyond_in_flight": -1 if ended else unaccounted(run),
         "runs_ended": int(bool(ended)),
         "without_recovery": sum(outcome.recovered_s is None for outcome in outcomes),
-        "max_recovery_s": chaos.summarised(outcomes, lambda role: not trains(role)),
-        "max_trainer_recovery_s": chaos.summarised(outcomes, trains),
+        "max_recovery_s": chaos.slowest(each for each in outcomes if not each.is_of_trainer),
+        "max_trainer_recovery_s": chaos.slowest(each for each in outcomes if each.is_of_trainer),
         "throughput_after_over_before": after / before,
         "success_before": first["success"],
         "success_after": run.metrics()[-1]["success"],
@@ -118,11 +129,6 @@ def tried(
         "reason": ended,
     }
     return row, outcomes
-
-
-def trains(role: str) -> bool:
-    """The learner or a rank of it was met."""
-    return "learner" in role or "rank" in role
 
 
 def lost(run: Run) -> int:

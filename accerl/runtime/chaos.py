@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from accerl.config import ConfigError, suggest
@@ -36,7 +36,13 @@ class Outcome(NamedTuple):
     role: str
     """What it met: processes `KIND-NUMBER`, or the disk."""
     recovered_s: float | None
-    """Until others had their places, or they had theirs back, and decisions and updates were made; None: never."""
+    """Until others had their places, or they had theirs back, and decisions were made again, and, where one of the
+    trainer was met, an update; None: never."""
+
+    @property
+    def is_of_trainer(self) -> bool:
+        """The learner or a rank of it was met."""
+        return "learner" in self.role or "rank" in self.role
 
 
 def kinds_of(run: Run, wanted: Sequence[str] = ()) -> tuple[str, ...]:
@@ -106,21 +112,20 @@ class _Watch:
     def look(self) -> Outcome | None:
         """None while it is not known."""
         passed_s = time.monotonic() - self._began
-        role = ", ".join(sorted(self.strike.met))
+        outcome = Outcome(self._fault, ", ".join(sorted(self.strike.met)), passed_s)
         if self._counts is None:
             if self.strike.is_over():
-                self._counts = _counts(self._run)
-        elif all(new > old for new, old in zip(_counts(self._run).values(), self._counts.values(), strict=True)):
-            return Outcome(self._fault, role, passed_s)
-        return Outcome(self._fault, role, None) if passed_s > GIVE_UP_AFTER_S else None
+                self._counts = self._run.counters()
+        elif self._goes_on(self._counts, ("decisions", "updates_made") if outcome.is_of_trainer else ("decisions",)):
+            return outcome
+        return outcome._replace(recovered_s=None) if passed_s > GIVE_UP_AFTER_S else None
+
+    def _goes_on(self, before: Mapping[str, int], names: Sequence[str]) -> bool:
+        now = self._run.counters()
+        return all(now[name] > before[name] for name in names)
 
 
-def _counts(run: Run) -> dict[str, int]:
-    counters = run.counters()
-    return {name: counters[name] for name in ("decisions", "updates_made")}
-
-
-def summarised(outcomes: Sequence[Outcome], slowest: Callable[[str], bool]) -> float | None:
-    """The longest recovery of those whose role `slowest` picks; None: one has not recovered, or there is none."""
-    found = [outcome.recovered_s for outcome in outcomes if slowest(outcome.role)]
+def slowest(outcomes: Iterable[Outcome]) -> float | None:
+    """The longest recovery; None: one has not recovered, or there is none."""
+    found = [outcome.recovered_s for outcome in outcomes]
     return None if not found or None in found else max(found)  # pyright: ignore[reportArgumentType]

@@ -107,6 +107,7 @@ class Controller:
             before=None if before is None else before.get("crew"),
             above=above,
             here=self._beat.node,
+            updates=lambda: self._updates,
             on_change=lambda: self._keep("crew", "dispatcher"),
         )
         self._keep("dispatcher", "tasks", "metrics", "run")

@@ -20,7 +20,7 @@ from accerl.runtime.dispatcher import Dispatcher
 from accerl.runtime.failures import Failures
 from accerl.runtime.group_board import GroupBoard
 from accerl.runtime.heartbeats import Heartbeats
-from accerl.runtime.nodes import Nodes
+from accerl.runtime.nodes import SOON_S, Nodes
 from accerl.runtime.placement import Roles, health
 from accerl.runtime.ports import Directory
 from accerl.runtime.supervisor import Incidents, Supervisor
@@ -44,6 +44,7 @@ class Crew:
         before: `facts` of the controller before, whose roles are at work; None: they are to be started.
         above: numbers of the directory that somebody may have seen.
         here: node of the controller.
+        updates: gives those that the learner has made, without what it lost by going back.
         on_change: called when `facts` have changed.
     """
 
@@ -60,11 +61,14 @@ class Crew:
         before: Mapping[str, Any] | None,
         above: int,
         here: str,
+        updates: Callable[[], int],
         on_change: Callable[[], None],
     ):
         self.directory = Board(Directory(taking={}, giving={}, services={}), above)
         self._config = config
         self._before = before
+        self._updates = updates
+        self._furthest: dict[str, int] = {}  # updates, when one of the trainer failed
         self._changed = on_change
         self._heartbeats = Heartbeats(config.folder, config.supervision, here)
         self._supervisor = Supervisor(
@@ -72,6 +76,7 @@ class Crew:
             self._heartbeats,
             lambda name: self.roles[name],
             config.supervision.start_s,
+            self._has_moved,
             self._on_failure,
             self._on_return,
             self._remake,
@@ -259,6 +264,14 @@ class Crew:
             await self.directory.post(replace(now, services=_without(now.services, name)))
         await self._dispatcher.unserve(name)
         self._group.leave(name)
+
+    def _has_moved(self, name: str, worked_s: float) -> bool:
+        """Since its last failure: the trainer moves with the run's updates, each of the others by itself."""
+        if name.split("-")[0] not in ("learner", "rank"):
+            return worked_s > SOON_S
+        updates, before = self._updates(), self._furthest.get(name, 0)
+        self._furthest[name] = max(updates, before)
+        return updates > before
 
     async def _on_failure(self, name: str, incarnation: int) -> None:
         """What a role had in hand goes to others."""

@@ -19,7 +19,8 @@ from accerl.files import append_line, read_lines
 from accerl.runtime.heartbeats import Heartbeats
 
 MAX_FAILURES = 6
-"""Failures of one role in `FAILURE_WINDOW_S` that end the run; those inside the environment of a task do not count."""
+"""Failures of one role in `FAILURE_WINDOW_S`, between which it gets nowhere, that end the run; those inside the
+environment of a task do not count."""
 FAILURE_WINDOW_S = 120.0
 MAX_BACKOFF_S = 10.0
 
@@ -47,6 +48,8 @@ class Supervisor:
     Args:
         actor: gives the actor of a role.
         start_s: longest that a process may take to come up.
+        has_moved: called with the name and the seconds that the process had worked, at a failure; whether those before
+            are forgotten, as the role has got further since.
         on_failure: called with the name and the number of restarts so far, before the restart.
         on_return: called with the same, the time of the failure and the seconds that the process had worked, after it;
             whether the failure was not the role's.
@@ -60,6 +63,7 @@ class Supervisor:
         heartbeats: Heartbeats,
         actor: Callable[[str], Any],
         start_s: float,
+        has_moved: Callable[[str, float], bool],
         on_failure: Callable[[str, int], Awaitable[None]],
         on_return: Callable[[str, int, float, float], Awaitable[bool]],
         remake: Callable[[str], Awaitable[None]],
@@ -70,6 +74,7 @@ class Supervisor:
         self._heartbeats = heartbeats
         self._actor = actor
         self._start_s = start_s
+        self._has_moved = has_moved
         self._on_failure = on_failure
         self._on_return = on_return
         self._remake = remake
@@ -94,6 +99,8 @@ class Supervisor:
             if reason is None:
                 return
             worked_s = time.monotonic() - began
+            if self._has_moved(name, worked_s):
+                failures.clear()
             await self._on_failure(name, incarnation)
             failed_at = self._count(name, reason, failures, "restarted")
             while (reason := await self._come_back(name, len(failures))) is not None:
@@ -108,11 +115,11 @@ class Supervisor:
         try:
             await actor.run.remote(incarnation)
             return None
-        except RayActorError as error:
-            return self._heartbeats.reason(name) or (first_line(error) if ended_by_us(error) else "its process ended")
-        except RayTaskError as error:
+        except RayTaskError as error:  # also where it raised that another actor has died, which is a RayActorError too
             ray.kill(actor, no_restart=False)  # a process whose role has raised is in no known state
             return first_line(error)
+        except RayActorError as error:
+            return self._heartbeats.reason(name) or (first_line(error) if ended_by_us(error) else "its process ended")
 
     def _count(self, name: str, reason: str, failures: deque[float], action: str) -> float:
         """Write a failure down; returns its time.

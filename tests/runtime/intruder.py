@@ -67,7 +67,7 @@ class Target:
     name: str
     processes: list[int]
     ports: list[int]
-    """On which they listen."""
+    """On which they listen: of the open ports that a scan finds, those of others are left in peace."""
 
 
 @dataclass(slots=True)
@@ -77,6 +77,8 @@ class Loot:
     taken: list[str] = field(default_factory=list)
     refused: dict[str, int] = field(default_factory=dict)
     """Number of attempts of each kind that came to nothing."""
+    found: list[int] = field(default_factory=list)
+    """The run's ports, by scanning."""
     guarded: list[int] = field(default_factory=list)
     """Ports where a call was recognised, and refused for want of the token."""
     seen: list[str] = field(default_factory=list)
@@ -163,8 +165,9 @@ def attack_unix_sockets(target: Target, loot: Loot) -> None:
 
 
 def attack_ports(target: Target, loot: Loot) -> None:
-    """Every port of the run, from here and by the machine's other addresses."""
-    for port in target.ports:
+    """Every port there can be, from here; those of the run by the machine's other addresses too, and in earnest."""
+    loot.found = sorted({port for port in range(1, 2**16) if is_open(port)} & set(target.ports))
+    for port in loot.found:
         for address in outside():
             with socket.socket(address[0]) as client:
                 client.settimeout(ANSWER_WITHIN_S)
@@ -179,6 +182,13 @@ def attack_ports(target: Target, loot: Loot) -> None:
         call_grpc(port, loot)
         call_http(port, loot)
         ask_zmq(port, loot)
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as client:
+        client.settimeout(ANSWER_WITHIN_S)
+        is_connected = client.connect_ex(("127.0.0.1", port)) == 0
+        return is_connected and client.getsockname() != client.getpeername()  # itself, by chance
 
 
 def outside() -> Iterator[tuple[socket.AddressFamily, str]]:

@@ -44,6 +44,7 @@ def test_a_second_user_gets_nothing_and_the_run_goes_on(live: Run):
     before = live.status()
     loot = intruded(live, [process.pid for process in processes], ports)
     assert loot["taken"] == []
+    assert loot["found"] == ports
     assert loot["guarded"] == ports, "a port where nothing was refused was not understood"
     reached = ("folder", "file", "shared memory", "private folder", "process", "signal", "handle", "unix socket")
     spoken = ("garbage", "zmq", "outside", "http", *(f"grpc {call.partition('/')[0]}" for call in CALLS))
