@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from accerl import checkpoint, demos, trajectories
+from accerl import checkpoint, demos, lerobot, trajectories
 from accerl.cli import main
 from accerl.cli.options import RunOptions, build, from_file, parse
 from accerl.config import ConfigError, ReplayConfig, RunConfig, read_file
@@ -47,6 +47,9 @@ betas = [0.9, 0.95]
 max_updates = 100
 max_wall_s = inf
 """
+
+
+LEROBOT_FILE = "chunk-000/file-000.parquet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +121,10 @@ def readers(specimens: Path) -> list[Reader]:
             read=_frames("answers", wire.decode_answers),
             declared=(ValueError,),
         ),
+        Reader(name="LeRobot's info", specimen="lerobot", file="meta/info.json", read=lerobot.read, is_text=True),
+        Reader(name="LeRobot's tasks", specimen="lerobot", file="meta/tasks.parquet", read=lerobot.read),
+        Reader(name="LeRobot's episodes", specimen="lerobot", file=f"meta/episodes/{LEROBOT_FILE}", read=lerobot.read),
+        Reader(name="LeRobot's rows", specimen="lerobot", file=f"data/{LEROBOT_FILE}", read=lerobot.read),
         Reader(name="world.json", specimen="world", file="world.json", read=_world, is_text=True),
         Reader(name="observation.json", specimen="world", file="observation.json", read=_world, is_text=True),
         Reader(name="reward's weights", specimen="world", file="reward.safetensors", read=_world),
@@ -142,6 +149,7 @@ def make_specimens(folder: Path) -> None:
         assert (
             main(["wm", "train", "--demos", str(folder / "data"), "--out", str(folder / "world"), *small.split()]) == 0
         )
+    lerobot.write(folder / "data", folder / "lerobot", fps=10)
     _make_checkpoint(folder)
     (folder / "policy" / "checkpoint.json").unlink()  # without checksums everything depends on what is in the files
     _make_run(folder / "run")
