@@ -8,11 +8,15 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from accerl.config import ConfigError
+
+ROOM_EVERY_S = 0.5
+"""Between two looks whether a full disk has room again."""
 
 
 class replaced:  # noqa: N801 - reads as a verb: with replaced(folder) as temporary
@@ -176,3 +180,14 @@ def _whole_lines(file: Any) -> int:
     size = file.read().rfind(b"\n") + 1
     file.truncate(size)
     return size
+
+
+def when_there_is_room(write: Callable[[], None]) -> None:
+    """Write, and where the disk is full, wait and write again."""
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            if not is_full(error):
+                raise
+            time.sleep(ROOM_EVERY_S)

@@ -152,7 +152,11 @@ class MetricsWriter:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._board: Any = self._open_board()
+        self._board: Any = None
+        try:
+            self._board = self._open_board()
+        except OSError as error:
+            self._give_up_board(error)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """What the disk has no room for is left out."""

@@ -24,7 +24,7 @@ import ray
 from accerl.admission import Admission
 from accerl.advisor import advise, readings_from
 from accerl.config import ConfigError, RunConfig
-from accerl.files import append_line, write_file
+from accerl.files import append_line, when_there_is_room, write_file
 from accerl.metrics import MetricsWriter, RunMetrics, rewind
 from accerl.private import keep_private
 from accerl.replay.journal import clean
@@ -61,7 +61,8 @@ class Controller:
 
         keep_private()
         self._beat = own_beat()
-        write_file(note_path(config.folder, "controller"), self._beat.to_json())
+        note = self._beat.to_json()
+        when_there_is_room(lambda: write_file(note_path(config.folder, "controller"), note))
         self._crash_log = (config.folder / "logs" / "controller.crash.log").open("a")
         faulthandler.enable(self._crash_log)
         faulthandler.register(signal.SIGUSR1, self._crash_log)
@@ -510,7 +511,7 @@ class Controller:
         self._version = self._dispatcher.admission.version
         if self._state == "stopping":
             self._stopping.set()
-        rewind(self._config.folder / "metrics.jsonl", self._metrics.decisions)
+        when_there_is_room(lambda: rewind(self._config.folder / "metrics.jsonl", self._metrics.decisions))
         self._incidents.add("controller", "its process ended", "another one has taken over")
 
     def _resume(self) -> None:

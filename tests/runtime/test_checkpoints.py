@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +16,10 @@ from accerl.checkpoint import list_checkpoints, load_checkpoint, newest_whole
 from accerl.runtime.run import Run
 from tests.runtime.conftest import launching
 from tests.runtime.test_run import StartRun, processes_of, wait_for
+from tests.runtime.test_survival import process_of
 
 SMALL = {"replay.snapshots": False, "trace.enabled": False}
+LONGER_THAN_A_START_S = 5.0
 
 
 def updates(run: Run) -> int:
@@ -100,11 +104,15 @@ def test_a_full_disk_costs_a_run_its_checkpoints_and_nothing_else(run_on_a_small
     assert newest_whole(before.parent).folder == before
     health = run.health()
     wait_until(run, health["version"] + 5)
+    os.kill(process_of(run, "controller"), signal.SIGKILL)
+    time.sleep(LONGER_THAN_A_START_S)
     ballast.unlink()
     goes_on(run)
     saved = run.checkpoint()
     assert saved != before
     assert newest_whole(before.parent).folder == saved
+    (taken_over,) = [each for each in run.incidents() if each["role"] == "controller"]
+    assert taken_over["action"] == "another one has taken over"
     (incident, *_) = [each for each in run.incidents() if "not written" in each["what"]]
     assert incident["action"].startswith("training goes on; free space there, the next one is tried in ")
     run.stop()
