@@ -30,6 +30,8 @@ from benchmarks.results_file import append, print_json, show
 
 QUIET_SHARE = 0.125
 """Of the time, before and after the faults."""
+CAPACITY_DECISIONS = 16384
+"""Of what is not trained on yet a trainer that is away for a minute leaves so much; in a full replay others wait."""
 CHECKPOINT_EVERY_S = 10.0
 """A trainer that fails every half minute gets nowhere with those of a minute ago."""
 
@@ -44,7 +46,11 @@ def main() -> int:
     add_arguments(parser, Path("runs/chaos"))
     arguments = parser.parse_args()
     with small_disk(arguments.root, arguments.disk_mb), nodes(arguments.nodes) as cluster:
-        fields = {"cluster.address": cluster.address, "learner.checkpoint_every_s": CHECKPOINT_EVERY_S}
+        fields = {
+            "cluster.address": cluster.address,
+            "learner.checkpoint_every_s": CHECKPOINT_EVERY_S,
+            "replay.capacity_decisions": CAPACITY_DECISIONS,
+        }
         ranks = {} if arguments.ranks == 1 else {"learner.num_ranks": arguments.ranks, "learner.zero_stage": 2}
         run = launch(config_of(arguments, **fields, **ranks))
         try:
