@@ -86,7 +86,8 @@ class ReplayConfig(Section):
     num_shards: Positive = 1
     """Processes that hold it."""
     capacity_decisions: Positive = 4096
-    """Decisions kept over all shards; when full, the oldest used ones go, and an unused one is waited for."""
+    """Decisions kept over all shards; when full, the oldest used ones go; where all are unused, what comes
+    waits."""
     max_unused: Positive | None = None
     """Decisions over all shards that may wait to be trained on for the first time; at that many the workers wait. Keeps
     what is trained on young where the learner takes less than is collected, as with imagination; none: all that fit."""

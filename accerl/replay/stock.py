@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -31,6 +32,7 @@ class Stock:
         else:
             self.order = Balanced(lambda: make_order(config, generator), config.success_share)
         self._entries: OrderedDict[int, Entry] = OrderedDict()  # by key, which is by age
+        self._used: list[int] = []  # a heap of keys; with some that have left or are unused again
         self._ages = None if config.max_age_versions is None else Ages(config.max_age_versions)
         self._files = files
         self._max_reuse = config.max_reuse
@@ -46,6 +48,16 @@ class Stock:
     @property
     def oldest(self) -> Entry:
         return next(iter(self._entries.values()))
+
+    @property
+    def oldest_used(self) -> Entry | None:
+        """None: nothing was used yet."""
+        while self._used:
+            entry = self._entries.get(self._used[0])
+            if entry is not None and entry.uses > 0:
+                return entry
+            heapq.heappop(self._used)
+        return None
 
     @property
     def newest_version(self) -> int:
@@ -64,6 +76,8 @@ class Stock:
         """Count a use; the last one that it may have removes it."""
         self._leave(entry)
         entry.uses += 1
+        if entry.uses == 1:
+            heapq.heappush(self._used, entry.key)
         if entry.uses < self._max_reuse:
             self._enter(entry)
         else:
@@ -96,6 +110,8 @@ class Stock:
     def _hold(self, entry: Entry) -> None:
         entry.is_held = True
         self._entries[entry.key] = entry
+        if entry.uses:
+            heapq.heappush(self._used, entry.key)
         if self._ages is not None:
             self._ages.add(entry)
 

@@ -2,8 +2,9 @@
 
     pushed = unused + used at least once + discarded + aged
 
-`replay.order` says which segments a sample takes. A full shard lets its oldest decisions go once they were used; an
-unused one is never dropped: `push` says no and the producer waits (a ring overwrites it, and counts it as discarded).
+`replay.order` says which segments a sample takes. A full shard lets the oldest of its used decisions go; an unused
+one is never dropped: where all are, `push` says no and the producer waits (a ring overwrites, and counts what it
+discards).
 What is sampled stays until the learner has confirmed its update: if the learner dies before, it is unused again.
 """
 
@@ -106,7 +107,7 @@ class Replay:
         return [entry.trajectory.episode for entry in (*unused, *self._lent)]
 
     def push(self, trajectory: Trajectory) -> bool:
-        """Take ownership; False if there is no room because the oldest decisions have not been used yet.
+        """Take ownership; False if there is no room because none of its decisions was used yet.
 
         Raises:
             ValueError: a trajectory that could never fit.
@@ -229,12 +230,11 @@ class Replay:
         if self._max_unused is not None and self.unused_decisions >= self._max_unused:
             return False
         while self.num_decisions + size > self._capacity:
-            oldest = self._stock.oldest
-            if oldest.uses == 0:
-                if not self._overwrites:
-                    return False
-                self.overwritten_decisions += oldest.num_decisions
-            self._let_go(oldest, "overwritten")
+            leaving = self._stock.oldest if self._overwrites else self._stock.oldest_used
+            if leaving is None:
+                return False
+            self.overwritten_decisions += leaving.num_decisions if leaving.uses == 0 else 0
+            self._let_go(leaving, "overwritten")
         self._stock.add(entry := Entry(trajectory, key := self._new_key(), number=key))
         self.pushed_decisions += size
         if self._snapshots is not None:

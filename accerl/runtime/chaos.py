@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from accerl.config import ConfigError, suggest
@@ -16,6 +16,8 @@ from accerl.runtime.strikes import Strike, possible, strike
 
 LOOK_EVERY_S = 0.25
 GIVE_UP_AFTER_S = 180.0
+NEEDED = {"learner": "updates_made", "rank": "updates_made", "controller": "decisions", "disk": "decisions"}
+"""What the run must count again after one of these was met; each of the others, what it has done itself."""
 
 
 class Fault(NamedTuple):
@@ -36,8 +38,8 @@ class Outcome(NamedTuple):
     role: str
     """What it met: processes `KIND-NUMBER`, or the disk."""
     recovered_s: float | None
-    """Until others had their places, or they had theirs back, and decisions were made again, and, where one of the
-    trainer was met, an update; None: never."""
+    """Until others had their places, or they had theirs back, and did what they are there for (`NEEDED`); None: never.
+    Other faults may be under way."""
 
     @property
     def is_of_trainer(self) -> bool:
@@ -107,22 +109,27 @@ class _Watch:
         self._run = run
         self._fault = fault
         self._began = time.monotonic()
-        self._counts: dict[str, int] | None = None
+        self._before: dict[str, float] | None = None
 
     def look(self) -> Outcome | None:
         """None while it is not known."""
         passed_s = time.monotonic() - self._began
         outcome = Outcome(self._fault, ", ".join(sorted(self.strike.met)), passed_s)
-        if self._counts is None:
-            if self.strike.is_over():
-                self._counts = self._run.counters()
-        elif self._goes_on(self._counts, ("decisions", "updates_made") if outcome.is_of_trainer else ("decisions",)):
-            return outcome
+        if self._before is None:
+            self._before = self._progress() if self.strike.is_over() else None
+        elif (now := self._progress()) is not None and all(now[name] not in (0, self._before[name]) for name in now):
+            return outcome  # less than before is a process that was restarted once more
         return outcome._replace(recovered_s=None) if passed_s > GIVE_UP_AFTER_S else None
 
-    def _goes_on(self, before: Mapping[str, int], names: Sequence[str]) -> bool:
-        now = self._run.counters()
-        return all(now[name] > before[name] for name in names)
+    def _progress(self) -> dict[str, float] | None:
+        """Of what was met; None if somebody does not answer."""
+        counters = self._run.counters()
+        needed = {name: NEEDED.get(name.split("-")[0]) for name in self.strike.met}
+        own = [name for name, counter in needed.items() if counter is None]
+        found = self._run.progress_of(own) if own else {}
+        if len(found) < len(own):
+            return None
+        return {**found, **{counter: float(counters[counter]) for counter in needed.values() if counter is not None}}
 
 
 def slowest(outcomes: Iterable[Outcome]) -> float | None:

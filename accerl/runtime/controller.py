@@ -373,6 +373,10 @@ class Controller:
             "incidents": self._incidents.count,
         }
 
+    async def progress_of(self, names: Collection[str]) -> dict[str, float]:
+        """Of these roles, as `Readings.progress`."""
+        return await self._readings.progress((name, self._crew.roles[name]) for name in names)
+
     async def pushed_decisions(self) -> int:
         """That the replay has ever taken, segments of episodes that were lost with their worker included."""
         shards = self._crew.directory.value.giving.values()

@@ -39,6 +39,12 @@ class Readings:
         self._before = now
         return {**self._counts(answers), **self._held(now), **self._rates(changes), **_reported(now)}
 
+    @staticmethod
+    async def progress(actors: Iterable[tuple[str, Any]]) -> dict[str, float]:
+        """What each has done since its process started, in units of its own, but for those that do not answer."""
+        answers = await asyncio.gather(*(_ask(name, actor) for name, actor in actors))
+        return {name: reading["progress"] for name, reading in answers if reading is not None}
+
     def _counts(self, names: Iterable[str]) -> dict[str, float]:
         kinds = [name.split("-")[0] for name in names]
         rollout, inference = self._config.rollout, self._config.inference

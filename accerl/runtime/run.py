@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from html import escape
 from pathlib import Path
 from types import TracebackType
@@ -248,6 +248,12 @@ class Run:
         `lost_episodes`, `incidents`. Updates count as often as they were made, also after a learner went back.
         """
         return self._call("counters")
+
+    def progress_of(self, names: Collection[str]) -> dict[str, float]:
+        """What these workers (`rollout-0`), services and shards have done since their processes started: decisions that
+        were played, answered, taken. Those that do not answer within ten seconds are missing.
+        """
+        return self._call("progress_of", list(names))
 
     def lost_episodes(self) -> int:
         """Episodes that were played to their ends, and are neither trained on nor in the replay."""

@@ -44,8 +44,9 @@ class ReplayMachine(RuleBasedStateMachine):
     def push(self, size):
         origin = len(self.size)
         taken = self.replay.push(named(size, origin))
-        while self.held() + size > CAPACITY and self.uses[next(iter(self.uses))] > 0:
-            del self.uses[next(iter(self.uses))]
+        used = [origin for origin, uses in self.uses.items() if uses > 0]
+        while self.held() + size > CAPACITY and used:
+            del self.uses[used.pop(0)]
         assert taken == (self.held() + size <= CAPACITY)
         if taken:
             self.uses[str(origin)], self.size[str(origin)] = 0, size
@@ -98,13 +99,25 @@ def small(**fields: Any) -> Replay:
     return Replay(ReplayConfig(**sizes | fields))
 
 
-def test_a_full_replay_says_no_until_the_oldest_decisions_were_used():
+def test_a_full_replay_says_no_until_something_was_used():
     replay = small()
     assert replay.push(named(3, 0)) and replay.push(named(3, 1))
     assert not replay.push(named(1, 2))
     replay.sample(6)
     assert replay.push(named(1, 2))
     assert replay.num_decisions == 4
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_unused_segment_keeps_its_place_and_nobody_waits_while_younger_ones_were_used(seed: int):
+    replay = Replay(ReplayConfig(capacity_decisions=9, max_reuse=9, min_decisions=1, paced=False), seed)
+    for origin in range(3):
+        assert replay.push(named(3, origin))
+    used = {*origins(replay.sample(3)), *origins(replay.sample(3))}
+    for origin in (3, 4):
+        assert replay.push(named(3, origin))
+    assert not replay.push(named(3, 5)), "there are three left, all unused"
+    assert origins(replay.sample(9)) == {"0", "1", "2", "3", "4"} - used
 
 
 def test_nothing_is_sampled_before_enough_has_arrived():
