@@ -28,7 +28,8 @@ def audit_film(trajectory: Trajectory, config: RunConfig, world_model: Path | No
     settings = config.model_copy(update={"imagination": section.model_copy(update={"world_model": Path(chosen)})})
     check_run(settings)
     if world_model is None:
-        world = WorldModel(load_model(settings, "observation"), load_model(settings, "reward"), section.device)
+        models = load_model(settings, "observation"), load_model(settings, "reward")
+        world = WorldModel(*models, section.device, section.dtype)
     else:
         world = store.load(Path(world_model))
     env: Any = make_env(config.env)

@@ -20,7 +20,7 @@ from torch import Tensor
 from accerl.types import Array
 from accerl_wm.carriers import Frames
 from accerl_wm.protocols import ObservationModel, RewardModel
-from accerl_wm.world import Imagined, Question
+from accerl_wm.world import Dtype, Imagined, Question, computing
 
 Request = TypeVar("Request", contravariant=True)
 Response = TypeVar("Response", covariant=True)
@@ -48,28 +48,32 @@ class Asks(Protocol[Request, Response]):
     async def ask(self, request: Request, /) -> Response: ...
 
 
-def predict(model: ObservationModel, questions: Sequence[Question], device: torch.device | str) -> list[Seen]:
+def predict(
+    model: ObservationModel, questions: Sequence[Question], device: torch.device | str, dtype: Dtype = "float32"
+) -> list[Seen]:
     """What comes of each question's actions, by one call of the model."""
     past = Frames(
         images=_stacked([question.images for question in questions], device),
         proprio=_stacked([question.proprio for question in questions], device),
         memory=[question.memory for question in questions],
     )
-    with torch.inference_mode():
+    with torch.inference_mode(), computing(device, dtype):
         seen = model.predict(past, _stacked([question.action for question in questions], device))
     memory = [None] * len(questions) if seen.memory is None else seen.memory
-    rows = (seen.images.numpy(force=True), seen.proprio.numpy(force=True), memory)
+    rows = (seen.images.numpy(force=True), seen.proprio.float().numpy(force=True), memory)
     return [Seen(*row) for row in zip(*rows, strict=True)]
 
 
-def judge(model: RewardModel, sights: Sequence[Sight], device: torch.device | str) -> list[float]:
+def judge(
+    model: RewardModel, sights: Sequence[Sight], device: torch.device | str, dtype: Dtype = "float32"
+) -> list[float]:
     """Probability of success of each, by one call of the model."""
     frames = Frames(
         images=_stacked([sight.seen.images for sight in sights], device),
         proprio=_stacked([sight.seen.proprio for sight in sights], device),
         memory=[sight.seen.memory for sight in sights],
     )
-    with torch.inference_mode():
+    with torch.inference_mode(), computing(device, dtype):
         return model.predict(frames, [sight.instruction for sight in sights]).tolist()
 
 

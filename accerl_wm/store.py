@@ -22,7 +22,7 @@ from accerl.reading import read_object
 from accerl.tensor_files import Digest, write_tensors
 from accerl_wm import observation, reward
 from accerl_wm.protocols import TrainableObservationModel, TrainableRewardModel
-from accerl_wm.world import WorldModel
+from accerl_wm.world import Dtype, WorldModel
 
 FORMAT = 1
 BUILD = {"observation": observation.build, "reward": reward.build}
@@ -73,14 +73,14 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def load(folder: Path, device: torch.device | str = "cpu") -> WorldModel:
-    """Both models, ready to predict.
+def load(folder: Path, device: torch.device | str = "cpu", dtype: Dtype = "float32") -> WorldModel:
+    """Both models, ready to predict; `dtype` as in `WorldModel`.
 
     Raises:
         ConfigError: a file is missing, unreadable or does not fit.
     """
     read_facts(folder)
-    return WorldModel(load_model(folder, "observation", device), load_model(folder, "reward", device), device)
+    return WorldModel(load_model(folder, "observation", device), load_model(folder, "reward", device), device, dtype)
 
 
 def load_model(folder: Path, name: Literal["observation", "reward"], device: torch.device | str = "cpu") -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -70,13 +71,32 @@ class Past:
         self._memory = imagined.memory
 
 
-class WorldModel:
-    """Two models that plug in, on a device. Questions of one batch are answered by one call of each."""
+Dtype = Literal["float32", "bfloat16"]
 
-    def __init__(self, observation: ObservationModel, reward: RewardModel, device: torch.device | str = "cpu"):
+
+def computing(device: torch.device | str, dtype: Dtype) -> AbstractContextManager[Any]:
+    """What models compute inside is of this type, as far as autocasting goes; their weights stay as they are."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+class WorldModel:
+    """Two models that plug in, on a device. Questions of one batch are answered by one call of each.
+
+    Args:
+        dtype: `imagination.dtype`.
+    """
+
+    def __init__(
+        self,
+        observation: ObservationModel,
+        reward: RewardModel,
+        device: torch.device | str = "cpu",
+        dtype: Dtype = "float32",
+    ):
         self.observation = observation
         self.reward = reward
         self.device = torch.device(device)
+        self.dtype: Dtype = dtype
 
     @property
     def history(self) -> int:
@@ -94,7 +114,7 @@ class WorldModel:
         return [answer for answer in answers if answer is not None]
 
     def _answer(self, questions: Sequence[Question], only_success: bool) -> list[Imagined]:
-        with torch.inference_mode():
+        with torch.inference_mode(), computing(self.device, self.dtype):
             past = Frames(
                 images=self._stacked([question.images for question in questions]),
                 proprio=self._stacked([question.proprio for question in questions]),
@@ -106,7 +126,7 @@ class WorldModel:
                 seen = self.observation.predict(past, self._stacked([question.action for question in questions]))
             success = self.reward.predict(seen, [question.instruction for question in questions])
         memory = [None] * len(questions) if seen.memory is None else seen.memory
-        rows = (seen.images.numpy(force=True), seen.proprio.numpy(force=True), success.tolist(), memory)
+        rows = (seen.images.numpy(force=True), seen.proprio.float().numpy(force=True), success.tolist(), memory)
         return [Imagined(*row) for row in zip(*rows, strict=True)]
 
     def _stacked(self, arrays: Sequence[Any]) -> torch.Tensor:

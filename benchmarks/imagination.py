@@ -38,7 +38,7 @@ from accerl_wm import store
 from accerl_wm.carriers import Frames
 from accerl_wm.frames import FrameBuffer, RealEpisode
 from accerl_wm.imagination import Imagination, ImaginedEnv
-from accerl_wm.world import Imagined, Question
+from accerl_wm.world import Dtype, Imagined, Question, computing
 from benchmarks.results_file import append, print_json, show
 
 NAME = "imagination"
@@ -53,6 +53,9 @@ def main() -> int:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, os.cpu_count() or 1])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--horizon", type=int, default=8)
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the models, in all ways"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of all processes of `batched`")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
     parser.add_argument("--seed", type=int, default=0)
@@ -86,7 +89,7 @@ def measured(
     way: str, processes: int, episodes: int, decisions_per_s: float, options: argparse.Namespace
 ) -> dict[str, Any]:
     at_once = {"way": way, "processes": processes, "episodes_at_once": episodes}
-    return {**at_once, "decisions_per_s": decisions_per_s, "seed": options.seed}
+    return {**at_once, "decisions_per_s": decisions_per_s, "dtype": options.dtype, "seed": options.seed}
 
 
 def batched_per_s(processes: int, slots: int, options: argparse.Namespace) -> float:
@@ -104,7 +107,10 @@ class Together:
 
     def __init__(self, options: argparse.Namespace, number: int, slots: int, processes: int):
         torch.set_num_threads(max(1, options.threads // processes))
-        world, settings = store.load(options.world_model), ImaginationConfig(slots=slots, horizon=options.horizon)
+        world, settings = (
+            store.load(options.world_model, dtype=options.dtype),
+            ImaginationConfig(slots=slots, horizon=options.horizon),
+        )
         spec = spec_of(options.world_model)
         moments = starts(spec, options.seed)
         self._imagination = Imagination(world, moments, spec, settings, 0.97, options.seed + number)
@@ -127,7 +133,7 @@ def remote(kind: Any) -> Any:
 
 def rpc_per_s(workers: int, options: argparse.Namespace) -> float:
     """Three servers and so many workers, each a process."""
-    servers = [remote(kind).remote(options.world_model) for kind in (Policy, Watching, Judging)]
+    servers = [remote(kind).remote(options.world_model, options.dtype) for kind in (Policy, Watching, Judging)]
     imagining = [remote(Worker).remote(options, number, servers) for number in range(workers)]
     ray.get([worker.imagine.remote(1.0) for worker in imagining])  # warm
     began = time.perf_counter()
@@ -141,7 +147,7 @@ def rpc_per_s(workers: int, options: argparse.Namespace) -> float:
 class Policy:
     """Answers one request at a time."""
 
-    def __init__(self, world_model: Path):
+    def __init__(self, world_model: Path, dtype: Dtype):
         torch.set_num_threads(1)
         self._server = new_server(spec_of(world_model))
 
@@ -152,28 +158,30 @@ class Policy:
 class Watching:
     """The observation model, one question at a time."""
 
-    def __init__(self, world_model: Path):
+    def __init__(self, world_model: Path, dtype: Dtype):
         torch.set_num_threads(1)
         self._model = store.load_model(world_model, "observation")
+        self._dtype: Dtype = dtype
 
     def predict(self, question: Question) -> tuple[np.ndarray, np.ndarray]:
         assert question.action is not None
         past = Frames(images=torch.tensor(question.images)[None], proprio=torch.tensor(question.proprio)[None])
-        with torch.inference_mode():
+        with torch.inference_mode(), computing("cpu", self._dtype):
             seen = self._model.predict(past, torch.tensor(question.action)[None])
-        return seen.images[0].numpy(), seen.proprio[0].numpy()
+        return seen.images[0].numpy(), seen.proprio[0].float().numpy()
 
 
 class Judging:
     """The reward model, one frame at a time."""
 
-    def __init__(self, world_model: Path):
+    def __init__(self, world_model: Path, dtype: Dtype):
         torch.set_num_threads(1)
         self._model = store.load_model(world_model, "reward")
+        self._dtype: Dtype = dtype
 
     def predict(self, images: np.ndarray, proprio: np.ndarray, instruction: str) -> float:
         seen = Frames(images=torch.tensor(images)[None], proprio=torch.tensor(proprio)[None])
-        with torch.inference_mode():
+        with torch.inference_mode(), computing("cpu", self._dtype):
             return float(self._model.predict(seen, [instruction])[0])
 
 

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 STORE_MB = 100
 NOTICES_A_DEATH = {
+    "RAY_worker_niceness": "0",
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "3000",

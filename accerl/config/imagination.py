@@ -56,6 +56,9 @@ class ImaginationConfig(Section):
     """Share of a GPU that each of these processes takes."""
     num_threads: Positive = 1
     """Torch threads of each."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of what the models compute when they predict; weights, training and the policy stay float32. `bfloat16` is faster
+    on GPUs and on processors with AMX."""
     frames_mb: Positive = 512
     """Of real frames that each of them keeps; the oldest go."""
     frames_on_disk: bool = False

@@ -164,6 +164,7 @@ def set_environment(token_path: str | None) -> None:
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     os.environ["RAY_DEDUP_LOGS"] = "0"
     os.environ["RAY_task_events_report_interval_ms"] = "0"  # noqa: SIM112 - or the head keeps 400 MB about calls
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - a role takes Ray's own when it is at work
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("LP_NUM_THREADS", "0")
     if token_path is not None:

@@ -45,7 +45,8 @@ class Colocated:
         self._config = config
         observation, reward = load_model(config, "observation"), load_model(config, "reward")
         self._follower = Follower(controller, {"observation": observation, "reward": reward})
-        self._world = LiveWorld(WorldModel(observation, reward, config.imagination.device), self._follower)
+        section = config.imagination
+        self._world = LiveWorld(WorldModel(observation, reward, section.device, section.dtype), self._follower)
 
     async def open(self) -> tuple[Models, int]:
         batches: LocalBatches[Question, Imagined] = LocalBatches(self._world.answer)

@@ -40,7 +40,7 @@ class ServiceActor(Role):
         section = config.imagination
         torch.set_num_threads(section.num_threads)
         self._index = index
-        self._device = section.device
+        self._device, self._dtype = section.device, section.dtype
         self._model = load_model(config, self.model_name)
         self._follower = Follower(self._controller, {self.model_name: self._model})
         window = Window(batch_size=section.service_batch, max_wait_s=section.service_wait_s)
@@ -87,7 +87,7 @@ class PredictorActor(ServiceActor):
 
     def _answer(self, requests: Sequence[Question]) -> list[Seen]:
         self._follower.settle()
-        return predict(self._model, requests, self._device)
+        return predict(self._model, requests, self._device, self._dtype)
 
 
 class JudgeActor(ServiceActor):
@@ -98,7 +98,7 @@ class JudgeActor(ServiceActor):
 
     def _answer(self, requests: Sequence[Sight]) -> list[float]:
         self._follower.settle()
-        return judge(self._model, requests, self._device)
+        return judge(self._model, requests, self._device, self._dtype)
 
 
 class Pool(Generic[Request, Response]):

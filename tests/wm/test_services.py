@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from accerl.inference import InferenceService, Window
+from accerl_wm import store
 from accerl_wm.carriers import Frames
 from accerl_wm.conformance import check_observation_model, check_reward_model
 from accerl_wm.services import AskedObservation, AskedReward, PooledModels, Seen, Sight, judge, predict
@@ -99,3 +101,31 @@ def test_services_keep_the_promises_of_the_models_behind_them():
 
     with pair.observation, pair.reward:
         asyncio.run(check())
+
+
+def test_in_bfloat16_the_shipped_models_say_nearly_the_same_and_all_arrangements_agree():
+    exact, rounded = store.load(Path("quickstart")), store.load(Path("quickstart"), dtype="bfloat16")
+    scene = exact.observation.config
+    generator = np.random.default_rng(0)
+    size, history = scene.image_size, exact.history
+    asked = [
+        Question(
+            images=generator.integers(256, size=(history, scene.num_cameras, size, size, 3), dtype=np.uint8),
+            proprio=generator.random((history, scene.proprio_dim), np.float32),
+            action=generator.uniform(-1, 1, (history, scene.chunk_length, scene.action_dim)).astype(np.float32),
+            instruction="press a handle down",
+            memory=None,
+        )
+        for _ in range(3)
+    ]
+    answers = exact.answer(asked), rounded.answer(asked)
+    for one, other in zip(*answers, strict=True):
+        assert other.images.dtype == np.uint8 and other.proprio.dtype == np.float32
+        difference = np.abs(one.images.astype(float) - other.images)
+        assert 0 < difference.mean() < 1.5 and np.abs(one.proprio - other.proprio).max() < 0.02
+        assert abs(one.success - other.success) < 0.05
+    seen = predict(rounded.observation, asked, "cpu", "bfloat16")
+    judged = judge(rounded.reward, [Sight(each, "press a handle down") for each in seen], "cpu", "bfloat16")
+    for row, success, other in zip(seen, judged, answers[1], strict=True):
+        assert np.array_equal(row.images, other.images) and np.array_equal(row.proprio, other.proprio)
+        assert success == other.success

@@ -98,6 +98,9 @@ class RankActor(Role):
     def pulse(self) -> int | None:
         return self._num_calls if self._is_called else None
 
+    async def health(self) -> dict[str, float]:
+        return {**await super().health(), "progress": max(0, self._num_calls - 1)}  # without that of joining
+
     async def has_joined(self) -> bool:
         return hasattr(self, "learner")
 

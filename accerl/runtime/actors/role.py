@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,7 @@ class Role:
         faulthandler.register(signal.SIGUSR1, self._crash_log)
         self._process = own_beat()
         write_file(note_path(config.folder, name), self._process.to_json())
+        self._is_settled = False
         self._working: asyncio.Task[None] | None = None
         self._outliving: asyncio.Task[None] | None = None
         self._last_pulse: int | None = None
@@ -155,6 +157,9 @@ class Role:
         pulse, now = self.pulse(), time.monotonic()
         if pulse is None or pulse != self._last_pulse:
             self._last_pulse, self._last_moved = pulse, now
+        if not self._is_settled and (await self.health()).get("progress", 0.0) > 0:
+            self._is_settled = True
+            yield_to_others()
         return self._process._replace(stalled_s=now - self._last_moved)
 
     def pulse(self) -> int | None:
@@ -162,7 +167,9 @@ class Role:
         return None
 
     async def health(self) -> dict[str, float]:
-        """Sums since this process started: processor seconds, seconds by span; and the clock beside them."""
+        """Sums since this process started: processor seconds, seconds by span; and the clock beside them. Subclasses
+        add `progress`, a count of what they are there for.
+        """
         spans = {f"span.{name}": seconds for name, seconds in self.tracer.totals().items()}
         return {"cpu_s": time.process_time(), "time": time.monotonic(), **spans}
 
@@ -184,6 +191,16 @@ class Role:
                 self.tracer.flush()
             except OSError as error:  # a full disk must not end the role
                 print(f"{self.name}: the trace was not written ({error})", file=sys.stderr)
+
+
+def yield_to_others(niceness: int = 15) -> None:
+    """Have all threads of this process give way on a full machine: to processes that start in the place of others, and
+    to the controller. Those that are nicer already stay so; 15 is what Ray's workers have by themselves.
+    """
+    threads = Path("/proc/self/task")
+    for thread in [int(path.name) for path in threads.iterdir()] if threads.exists() else [0]:
+        with suppress(ProcessLookupError):  # it has ended
+            os.setpriority(os.PRIO_PROCESS, thread, max(niceness, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 def node_id() -> str:
