@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import psutil
 
-SUSPECT_AFTER_S = 3.0
+SUSPECT_AFTER_S = 2.0
 """Without an answer, a process is looked at."""
 DUMP_WITHIN_S = 1.0
 

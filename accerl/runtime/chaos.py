@@ -17,7 +17,8 @@ from accerl.runtime.strikes import Strike, possible, strike
 LOOK_EVERY_S = 0.25
 GIVE_UP_AFTER_S = 180.0
 NEEDED = {"learner": "updates_made", "rank": "updates_made", "controller": "decisions", "disk": "decisions"}
-"""What the run must count again after one of these was met; each of the others, what it has done itself."""
+"""What the run must count again after one of these was met. A worker and a shard must have played and taken decisions
+themselves; a service is back when the workers know it, for whether they ask it is up to them."""
 
 
 class Fault(NamedTuple):
@@ -117,9 +118,14 @@ class _Watch:
         outcome = Outcome(self._fault, ", ".join(sorted(self.strike.met)), passed_s)
         if self._before is None:
             self._before = self._progress() if self.strike.is_over() else None
-        elif (now := self._progress()) is not None and all(now[name] not in (0, self._before[name]) for name in now):
-            return outcome  # less than before is a process that was restarted once more
+        elif (now := self._progress()) is not None and all(self._moved(name, now[name]) for name in now):
+            return outcome
         return outcome._replace(recovered_s=None) if passed_s > GIVE_UP_AFTER_S else None
+
+    def _moved(self, name: str, count: float) -> bool:
+        assert self._before is not None
+        is_new = count not in (0, self._before[name])  # less than before: it was restarted once more
+        return is_new or name.startswith("inference-")
 
     def _progress(self) -> dict[str, float] | None:
         """Of what was met; None if somebody does not answer."""

@@ -374,8 +374,10 @@ class Controller:
         }
 
     async def progress_of(self, names: Collection[str]) -> dict[str, float]:
-        """Of these roles, as `Readings.progress`."""
-        return await self._readings.progress((name, self._crew.roles[name]) for name in names)
+        """Of these roles, as `Readings.progress`; of services, those that are asked."""
+        asked = self._crew.directory.value.services
+        there = [name for name in names if not name.startswith("inference-") or name in asked]
+        return await self._readings.progress((name, self._crew.roles[name]) for name in there)
 
     async def pushed_decisions(self) -> int:
         """That the replay has ever taken, segments of episodes that were lost with their worker included."""

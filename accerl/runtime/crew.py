@@ -33,7 +33,7 @@ NEWS_WITHIN_S = 1.0
 LOOK_EVERY_S = 0.5
 TOLD_WITHIN_S = 2.0
 """Of an update that was made, by the learner."""
-ANNOUNCED_WITHIN_S = 5.0
+ANNOUNCED_WITHIN_S = 2.0
 """By those that are well, to a controller that takes over."""
 
 
