@@ -33,6 +33,7 @@ from accerl.policies import restore_policy
 from accerl.protocols import Policy
 from accerl.reading import read_json, read_object
 from accerl.tensor_files import Digest, num_bytes, read_tensors, write_tensors
+from accerl.types import Weights
 
 FORMAT = 1
 PROXIMAL = "proximal.safetensors"
@@ -210,6 +211,18 @@ def newest_whole(folder: Path) -> Newest:
         reasons = "; ".join(Newest(None, damaged).report())
         raise ConfigError(f"resume: no checkpoint in {folder} is whole ({reasons}); remove the folder to begin again")
     return Newest(None, damaged)
+
+
+def newest_weights(folder: Path) -> Weights | None:
+    """The policy of the newest checkpoint that is whole; None: there is none, or it is just being replaced."""
+    try:
+        found = newest_whole(folder).folder
+        if found is None:
+            return None
+        version = int(read_object(found / "learner.json")["version"])
+        return Weights(version=version, tensors=dict(read_tensors(found / "policy.safetensors")))
+    except (ConfigError, OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def check_whole(folder: Path) -> None:

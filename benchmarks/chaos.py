@@ -30,6 +30,8 @@ from benchmarks.results_file import append, print_json, show
 
 QUIET_SHARE = 0.125
 """Of the time, before and after the faults."""
+BATCH_DECISIONS = 512
+"""The recipe's; each rank gets its part."""
 CAPACITY_DECISIONS = 16384
 """Of what is not trained on yet a trainer that is away for a minute leaves so much; in a full replay others wait."""
 CHECKPOINT_EVERY_S = 10.0
@@ -51,8 +53,9 @@ def main() -> int:
             "learner.checkpoint_every_s": CHECKPOINT_EVERY_S,
             "replay.capacity_decisions": CAPACITY_DECISIONS,
         }
-        ranks = {} if arguments.ranks == 1 else {"learner.num_ranks": arguments.ranks, "learner.zero_stage": 2}
-        run = launch(config_of(arguments, **fields, **ranks))
+        each = BATCH_DECISIONS // arguments.ranks
+        ranks = {"learner.num_ranks": arguments.ranks, "learner.zero_stage": 2, "learner.micro_batch_decisions": each}
+        run = launch(config_of(arguments, **fields, **(ranks if arguments.ranks > 1 else {})))
         try:
             row, outcomes = tried(run, cluster.add, 60 * arguments.minutes, arguments.every_s, arguments.seed)
         finally:

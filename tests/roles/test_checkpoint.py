@@ -346,3 +346,20 @@ def test_without_a_score_there_is_no_best(tmp_path: Path):
     saved(tmp_path, learner_of(tiny_policy()))
     assert best_checkpoint(tmp_path) is None
     assert not (tmp_path / "best").exists()
+
+
+def test_the_weights_of_the_newest_whole_checkpoint_are_those_that_were_trained(tmp_path: Path):
+    assert checkpoint.newest_weights(tmp_path) is None
+    learner = learner_of(tiny_policy())
+    versions = {}
+    for _ in range(2):
+        learner.accumulate(BATCH)
+        learner.step()
+        versions[saved(tmp_path, learner)] = learner.version, learner.weights().tensors
+    whole, newest = versions
+    (newest / "learner.safetensors").write_bytes(b"")
+    found = checkpoint.newest_weights(tmp_path)
+    version, tensors = versions[whole]
+    assert found is not None and found.version == version
+    assert found.tensors.keys() == tensors.keys()
+    assert all(torch.equal(found.tensors[name], tensors[name]) for name in tensors)

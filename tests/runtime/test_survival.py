@@ -9,6 +9,8 @@ import signal
 import time
 from collections.abc import Callable
 
+import psutil
+
 from accerl.runtime.beat import note_path
 from accerl.runtime.run import Run
 from tests.runtime.test_scale import is_accounted_for
@@ -33,6 +35,12 @@ def process_of(run: Run, role: str) -> int:
     return json.loads((run.folder / "logs" / f"{role}.process.json").read_text())["pid"]
 
 
+def niceness(process: int) -> int:
+    """Of the thread that cares least for itself; what starts, and the controller, come before those at work."""
+    threads = psutil.Process(process).threads()
+    return min(os.getpriority(os.PRIO_PROCESS, thread.id) for thread in threads)
+
+
 def signalled(run: Run, role: str, number: int) -> None:
     """Send a signal to the process of a role and wait until ten more updates were made."""
     before, incidents = updates(run), len(run.incidents())
@@ -46,6 +54,7 @@ def test_a_controller_that_is_killed_or_stopped_is_replaced_by_one_that_finds_ev
     run = start_run({"limits.max_updates": 2000, "rollout.max_policy_lag": 4, "replay.max_reuse": 1})
     until(run, lambda: updates(run) >= 3)
     learner, worker = process_of(run, "learner-0"), process_of(run, "rollout-0")
+    until(run, lambda: min(map(niceness, (learner, worker))) > niceness(process_of(run, "controller")))
     run.set(sigma=0.3)
     for number in (signal.SIGKILL, signal.SIGSTOP):
         signalled(run, "controller", number)

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 import torch
 
-from accerl import kernels
+from accerl import checkpoint, kernels
 from accerl.config import RunConfig
 from accerl.inference import InferenceService, PolicyServer, Window
 from accerl.private import make_folder
@@ -17,6 +17,7 @@ from accerl.runtime.actors.role import Role, Wiring, node_id
 from accerl.runtime.request_server import RequestServer, TcpDoor
 from accerl.runtime.requests_ray import Message, RayAnswers
 from accerl.runtime.weight_channels import make_source
+from accerl.types import Weights
 
 
 class InferenceActor(Role):
@@ -41,7 +42,8 @@ class InferenceActor(Role):
     async def work(self, incarnation: int) -> None:
         """Until `leave` was called."""
         while not await asyncio.to_thread(self._receive_weights):
-            pass  # the first answer is given by a version that the learner has published
+            if await asyncio.to_thread(self._load_saved):
+                break
         threading.Thread(target=self._keep_receiving, name="weights", daemon=True).start()
         door = self._open_door(incarnation)
         with self._service:
@@ -107,10 +109,26 @@ class InferenceActor(Role):
         while not self._closed.is_set():
             self._receive_weights()
 
+    def _load_saved(self) -> bool:
+        """Begin with the weights of the newest checkpoint where no learner is there that could publish newer ones.
+
+        Where staleness is bounded, the learner is waited for.
+        """
+        if self._config.max_policy_lag is not None:
+            return False
+        saved = checkpoint.newest_weights(self._config.folder / "checkpoints")
+        if saved is None:
+            return False
+        self._use(saved)
+        return True
+
     def _receive_weights(self) -> bool:
         weights = self._weights.latest(self._server.version, timeout_s=5.0)
         if weights is None:
             return False
+        self._use(weights)
+        return True
+
+    def _use(self, weights: Weights) -> None:
         self._server.load(weights)
         self._controller.serve.remote(self.name, weights.version)
-        return True
