@@ -59,6 +59,7 @@ class Admission:
         self._serving: dict[str, int] = {}
         self._flights: dict[int, _Flight] = {}
         self._waiting: set[int] = set()  # played and delivered, and not yet trained on
+        self._early: set[int] = set()  # trained on before their worker could say that they are played
         self._follows = self._max_lag is not None or not may_drop(config.replay)
         self.lost = 0
         """Episodes that were played to their ends and went with the shard that held them."""
@@ -122,14 +123,16 @@ class Admission:
         if self._flights.pop(episode.number, None) is None:
             return False
         self._report(episode)
-        if self._follows:
+        if self._follows and episode.number not in self._early:
             self._waiting.add(episode.number)
+        self._early.discard(episode.number)
         return True
 
     def lose(self, worker: str) -> int:
         """What `worker` was playing is played again, from the start, by whoever comes next; returns how much."""
         lost = [number for number, flight in self._flights.items() if flight.worker == worker]
         self._again.extend(self._flights.pop(number).plan for number in lost)
+        self._early.difference_update(lost)
         return len(lost)
 
     def fail(self, number: int) -> None:
@@ -137,6 +140,7 @@ class Admission:
         flight = self._flights.pop(number, None)
         if flight is not None:
             self._again.append(flight.plan)
+            self._early.discard(number)
 
     # --- inference ------------------------------------------------------------------------------------------------
 
@@ -177,6 +181,7 @@ class Admission:
         self._trained.append(version)
         self.version = max(self.version, version)
         self._waiting.difference_update(episodes)
+        self._early.update(self._flights.keys() & set(episodes))
         if self.has_rounds:
             self._first += self._round
             self._waiting = {number for number in self._waiting if number >= self._first}
@@ -214,6 +219,7 @@ class Admission:
             "serving": self._serving,
             "flights": [asdict(flight) for flight in self._flights.values()],
             "waiting": sorted(self._waiting),
+            "early": sorted(self._early),
             "again": [asdict(plan) for plan in self._again],
             "drawn": list(self._drawn),
             "reports": [asdict(episode) for episode in self._reports],
@@ -230,7 +236,7 @@ class Admission:
         self._task, self._serving = content["task"], content["serving"]
         flights = [_Flight(**{**flight, "plan": EpisodePlan(**flight["plan"])}) for flight in content["flights"]]
         self._flights = {flight.plan.number: flight for flight in flights}
-        self._waiting = set(content["waiting"])
+        self._waiting, self._early = set(content["waiting"]), set(content["early"])
         self._again = deque(EpisodePlan(**plan) for plan in content["again"])
         self._drawn = deque(content["drawn"])
         self._reports = [Episode(**episode) for episode in content["reports"]]

@@ -3,7 +3,8 @@
     make quickstart && python -m benchmarks.chaos --minutes 8 --seed 0
 
 Two workers, two services and two ranks of the trainer, on a Ray cluster of two nodes (both this machine). A quiet
-stretch, one with faults, a quiet one; then nothing is in flight any more and the episodes are counted. The disk is
+stretch, one with faults, a quiet one; then nothing is in flight any more and the episodes are counted. Last, the run is
+resumed by new processes, for the throughput that the policy which it has by then gives without any faults. The disk is
 filled up only where the run's folder can be a small file system of its own (tmpfs, as root); logs and incidents stay in
 runs/chaos-kept. Prints a table by kind of fault and, last, one line of JSON; appends to results/chaos.csv.
 """
@@ -55,9 +56,14 @@ def main() -> int:
         }
         each = BATCH_DECISIONS // arguments.ranks
         ranks = {"learner.num_ranks": arguments.ranks, "learner.zero_stage": 2, "learner.micro_batch_decisions": each}
-        run = launch(config_of(arguments, **fields, **(ranks if arguments.ranks > 1 else {})))
+        config = config_of(arguments, **fields, **(ranks if arguments.ranks > 1 else {}))
+        run = launch(config)
         try:
             row, outcomes = tried(run, cluster.add, 60 * arguments.minutes, arguments.every_s, arguments.seed)
+            if not row["runs_ended"]:
+                run.stop()
+                run = launch(config, resume=True)
+                row["throughput_after_over_resumed"] = row["throughput_after"] / untouched(run, 60 * arguments.minutes)
         finally:
             run.stop()
             keep(run.folder, arguments.root.with_name(f"{arguments.root.name}-kept"))
@@ -131,13 +137,26 @@ def tried(
         "without_recovery": sum(outcome.recovered_s is None for outcome in outcomes),
         "max_recovery_s": chaos.slowest(each for each in outcomes if not each.is_of_trainer),
         "max_trainer_recovery_s": chaos.slowest(each for each in outcomes if each.is_of_trainer),
+        "throughput_before": before,
+        "throughput_after": after,
         "throughput_after_over_before": after / before,
+        "throughput_after_over_resumed": 0.0,
         "success_before": first["success"],
         "success_after": run.metrics()[-1]["success"],
         "incidents": len(run.incidents()),
         "reason": ended,
     }
     return row, outcomes
+
+
+def untouched(run: Run, seconds: float) -> float:
+    """Throughput of new processes with the policy that there is now: one that succeeds sooner begins more episodes, and
+    that takes time too.
+    """
+    updates = run.status().get("updates", 0)
+    while run.status().get("updates", 0) < updates + 3:
+        time.sleep(0.5)
+    return throughput(run, QUIET_SHARE * seconds)
 
 
 def lost(run: Run) -> int:

@@ -248,6 +248,18 @@ def test_episodes_that_a_shard_lost_give_their_credits_back():
     assert desk.start("w") is None
 
 
+def test_an_episode_that_is_trained_on_before_its_worker_reports_it_does_not_wait_for_ever():
+    desk = bounded(1)
+    plans = start(desk, 3)
+    desk.train(1, [plans[0].number, plans[1].number])
+    taken_over = bounded(1)
+    taken_over.load(desk.content())
+    assert taken_over.finish(ended(plans[0])) and taken_over.waiting == frozenset()
+    taken_over.lose("w")
+    (again, *_) = start(taken_over, 1)
+    assert taken_over.finish(ended(again)) and taken_over.waiting == {again.number}, "what is played again is new"
+
+
 def test_numbers_go_on_after_a_resumption():
     desk = bounded(0)
     play(desk, 3)
