@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from accerl.config import ConfigError, suggest
 from accerl.runtime.run import Run
-from accerl.runtime.strikes import Strike, possible, strike
+from accerl.runtime.strikes import Strike, possible, processes, strike
 
 LOOK_EVERY_S = 0.25
 GIVE_UP_AFTER_S = 180.0
@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
     @property
     def is_of_trainer(self) -> bool:
         """The learner or a rank of it was met."""
-        return "learner" in self.role or "rank" in self.role
+        return any(map(_trains, self.role.split(", ")))
 
 
 def kinds_of(run: Run, wanted: Sequence[str] = ()) -> tuple[str, ...]:
@@ -79,7 +79,8 @@ def plan(seconds: float, every_s: float, seed: int, kinds: Sequence[str]) -> lis
 def unleash(run: Run, faults: Sequence[Fault]) -> Iterator[Outcome]:
     """Do what the plan says to a run on this machine, and give each outcome once it is known.
 
-    While the disk is full nothing else is done: a shard that ends then has lost what came meanwhile.
+    While the disk is full nothing else is done: a shard that ends then has lost what came meanwhile. While the trainer
+    recovers, none of its processes is met: what follows from which could not be told.
 
     Raises:
         RuntimeError: the run has ended.
@@ -90,7 +91,7 @@ def unleash(run: Run, faults: Sequence[Fault]) -> Iterator[Outcome]:
     while waiting or under_way:
         met = frozenset().union(*(watch.strike.met for watch in under_way))
         if waiting and time.monotonic() - began >= waiting[0].at_s and "disk" not in met:
-            struck = strike(run.folder, waiting[0].kind, waiting[0].pick, met)
+            struck = strike(run.folder, waiting[0].kind, waiting[0].pick, met | _others_of_trainer(run, met))
             if struck is not None:
                 under_way.append(_Watch(run, waiting.pop(0), struck))
         for watch in list(under_way):
@@ -100,6 +101,14 @@ def unleash(run: Run, faults: Sequence[Fault]) -> Iterator[Outcome]:
         if (state := run.status())["state"] != "running":
             raise RuntimeError(f"{run.name} is {state['state']}: {state['reason']}")
         time.sleep(LOOK_EVERY_S)
+
+
+def _others_of_trainer(run: Run, met: Collection[str]) -> frozenset[str]:
+    return frozenset(filter(_trains, processes(run.folder))) if any(map(_trains, met)) else frozenset()
+
+
+def _trains(role: str) -> bool:
+    return role.startswith(("learner-", "rank-"))
 
 
 class _Watch:

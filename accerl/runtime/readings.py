@@ -11,6 +11,7 @@ from ray.exceptions import RayError
 from accerl.config import RunConfig
 
 ANSWER_WITHIN_S = 10.0
+AT_ONCE_S = 1.0
 REPORT = "report."
 """Begins the names of what a role wants in the line as it is."""
 Reading = Mapping[str, float]
@@ -41,8 +42,8 @@ class Readings:
 
     @staticmethod
     async def progress(actors: Iterable[tuple[str, Any]]) -> dict[str, float]:
-        """What each has done since its process started, in units of its own, but for those that do not answer."""
-        answers = await asyncio.gather(*(_ask(name, actor) for name, actor in actors))
+        """What each has done since its process started, in units of its own; those that do not answer are missing."""
+        answers = await asyncio.gather(*(_ask(name, actor, AT_ONCE_S) for name, actor in actors))
         return {name: reading["progress"] for name, reading in answers if reading is not None}
 
     def _counts(self, names: Iterable[str]) -> dict[str, float]:
@@ -126,9 +127,9 @@ def _total(changes: Iterable[dict[str, float]]) -> dict[str, float]:
     return total
 
 
-async def _ask(name: str, actor: Any) -> tuple[str, Reading | None]:
+async def _ask(name: str, actor: Any, within_s: float = ANSWER_WITHIN_S) -> tuple[str, Reading | None]:
     try:
-        return name, await asyncio.wait_for(_health(actor), ANSWER_WITHIN_S)
+        return name, await asyncio.wait_for(_health(actor), within_s)
     except (RayError, TimeoutError):
         return name, None
 

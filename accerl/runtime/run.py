@@ -251,8 +251,8 @@ class Run:
 
     def progress_of(self, names: Collection[str]) -> dict[str, float]:
         """What these workers (`rollout-0`), services and shards have done since their processes started: decisions that
-        were played, answered, taken. Those that do not answer within ten seconds are missing, and services that the
-        workers do not know of yet.
+        were played, answered, taken. Those that do not answer at once are missing, and services that the workers
+        do not know of yet.
         """
         return self._call("progress_of", list(names))
 
