@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from accerl.runtime.beat import SUSPECT_AFTER_S, Beat, Finding, examine, read_no
 ASK_EVERY_S = 1.0
 LOOK_WITHIN_S = 15.0
 """For a look at a process on another node."""
+NEIGHBOUR_WITHIN_S = 3.0
+"""For one by a role that is on that node."""
 
 
 class Heartbeats:
@@ -40,9 +43,11 @@ class Heartbeats:
         self._asked: dict[str, tuple[float, asyncio.Task[None]]] = {}
         self._looking: dict[str, asyncio.Task[None]] = {}
         self._reasons: dict[str, str] = {}
+        self._named: Callable[[], Iterable[tuple[str, Any]]] = tuple
 
     async def watch(self, named: Callable[[], Iterable[tuple[str, Any]]]) -> None:
         """Until cancelled, those that `named` gives at the time."""
+        self._named = named
         while True:
             for name, actor in named():
                 self._attend(name, actor)
@@ -103,6 +108,23 @@ class Heartbeats:
     async def _examine(self, beat: Beat, must_end: bool) -> Finding:
         if beat.node == self._here:
             return await asyncio.to_thread(examine, beat, must_end)
+        for neighbour in self._neighbours(beat):
+            with suppress(RayError, TimeoutError):
+                return await asyncio.wait_for(_asked_to_look(neighbour, beat, must_end), NEIGHBOUR_WITHIN_S)
         there: Any = NodeAffinitySchedulingStrategy(beat.node, soft=False)
         options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": there}
         return await ray.remote(examine).options(**options).remote(beat, must_end)
+
+    def _neighbours(self, beat: Beat) -> list[Any]:
+        """Roles on the same node that answer: they look at once, where a new process would have to start."""
+        well = {
+            name
+            for name, (asked_at, asking) in self._asked.items()
+            if asking.done() or time.monotonic() - asked_at < SUSPECT_AFTER_S
+        }
+        there = {name for name, other in self._beats.items() if other.node == beat.node and other.pid != beat.pid}
+        return [actor for name, actor in self._named() if name in well & there]
+
+
+async def _asked_to_look(actor: Any, beat: Beat, must_end: bool) -> Finding:
+    return await actor.look.remote(beat, must_end)

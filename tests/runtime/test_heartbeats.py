@@ -121,6 +121,20 @@ def watched(monkeypatch: pytest.MonkeyPatch, folder: Path, actor: Actor, finding
     return looks, watch.reason("rollout-0")
 
 
+class Neighbour(Actor):
+    """A role on another node, which finds what it is told to."""
+
+    def __init__(self, beat: Beat, finding: str):
+        super().__init__(beat)
+        self.looked_at: list[Beat] = []
+        self.look = self
+        self._finding = finding
+
+    async def remote(self, beat: Beat, must_end: bool) -> str:
+        self.looked_at.append(beat)
+        return self._finding
+
+
 HERE = Beat(pid=1, created=1.0, node="here", stalled_s=0.0)
 
 
@@ -135,6 +149,30 @@ def test_who_is_silent_is_looked_at_and_ended_after_a_while(monkeypatch, tmp_pat
     assert looks[0] is False and looks[-1] is True
     _, reason = watched(monkeypatch, tmp_path, Actor(HERE, is_silent=True), "stopped")
     assert reason == "its process was stopped from outside"
+
+
+def test_who_is_silent_on_another_node_is_looked_at_by_a_role_there(monkeypatch, tmp_path):
+    from accerl.runtime import heartbeats
+
+    (tmp_path / "logs").mkdir()
+    silent, well = HERE._replace(node="there"), HERE._replace(node="there", pid=2)
+    note_path(tmp_path, "rollout-0").write_text(silent.to_json())
+    monkeypatch.setattr(heartbeats, "ASK_EVERY_S", 0.02)
+    monkeypatch.setattr(heartbeats, "SUSPECT_AFTER_S", 0.1)
+    watch = Heartbeats(tmp_path, SupervisionConfig(), "here")
+    neighbour = Neighbour(well, "stopped")
+    roles = {"rollout-0": Actor(silent, is_silent=True), "inference-0": neighbour, "learner-0": Actor(HERE)}
+
+    async def play() -> None:
+        task = asyncio.create_task(watch.watch(roles.items))
+        while not neighbour.looked_at:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        task.cancel()
+
+    asyncio.run(asyncio.wait_for(play(), 10))
+    assert set(neighbour.looked_at) == {silent}
+    assert watch.reason("rollout-0") == "its process was stopped from outside"
 
 
 def test_whose_work_does_not_move_is_ended(monkeypatch, tmp_path):

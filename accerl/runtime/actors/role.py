@@ -29,7 +29,7 @@ from accerl.policies import empty_policy
 from accerl.private import keep_private
 from accerl.protocols import Policy
 from accerl.replay.snapshot import Checkpoint
-from accerl.runtime.beat import Beat, note_path, own_beat
+from accerl.runtime.beat import Beat, Finding, examine, note_path, own_beat
 from accerl.runtime.requests_zmq import KeyPair
 from accerl.trace import Tracer
 
@@ -161,6 +161,10 @@ class Role:
             self._is_settled = True
             yield_to_others()
         return self._process._replace(stalled_s=now - self._last_moved)
+
+    async def look(self, beat: Beat, must_end: bool) -> Finding:
+        """At another process on this node, as `examine`."""
+        return await asyncio.to_thread(examine, beat, must_end)
 
     def pulse(self) -> int | None:
         """A number that changes as long as the work moves; None: there is nothing to do."""
