@@ -16,9 +16,11 @@ from accerl.runtime.strikes import Strike, possible, processes, strike
 
 LOOK_EVERY_S = 0.25
 GIVE_UP_AFTER_S = 180.0
-NEEDED = {"learner": "updates_made", "rank": "updates_made", "controller": "decisions", "disk": "decisions"}
-"""What the run must count again after one of these was met. A worker and a shard must have played and taken decisions
-themselves; a service is back when the workers know it, for whether they ask it is up to them."""
+COUNTED = {"learner": "updates_made", "rank": "updates_made", "disk": "decisions"}
+"""What the run must count again after one of these was met. Workers and shards must have played and taken decisions
+themselves; services are back when the workers know them, and the controller when it answers: whether they are asked for
+anything is up to others."""
+ASKED = ("inference-", "controller")
 
 
 class Fault(NamedTuple):
@@ -39,7 +41,7 @@ class Outcome(NamedTuple):
     role: str
     """What it met: processes `KIND-NUMBER`, or the disk."""
     recovered_s: float | None
-    """Until others had their places, or they had theirs back, and did what they are there for (`NEEDED`); None: never.
+    """Until others had their places, or they had theirs back, and did what they are there for (`COUNTED`); None: never.
     Other faults may be under way."""
 
     @property
@@ -134,17 +136,17 @@ class _Watch:
     def _moved(self, name: str, count: float) -> bool:
         assert self._before is not None
         is_new = count not in (0, self._before[name])  # less than before: it was restarted once more
-        return is_new or name.startswith("inference-")
+        return is_new or name.startswith(ASKED)
 
     def _progress(self) -> dict[str, float] | None:
         """Of what was met; None if somebody does not answer."""
         counters = self._run.counters()
-        needed = {name: NEEDED.get(name.split("-")[0]) for name in self.strike.met}
-        own = [name for name, counter in needed.items() if counter is None]
+        counted = {name: COUNTED.get(name.split("-")[0]) for name in self.strike.met}
+        own = [name for name, counter in counted.items() if counter is None and name != "controller"]
         found = self._run.progress_of(own) if own else {}
         if len(found) < len(own):
             return None
-        return {**found, **{counter: float(counters[counter]) for counter in needed.values() if counter is not None}}
+        return {**found, **{name: float(counters[counter]) for name, counter in counted.items() if counter is not None}}
 
 
 def slowest(outcomes: Iterable[Outcome]) -> float | None:
