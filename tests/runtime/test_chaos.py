@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -102,6 +102,64 @@ def test_a_disk_is_filled_up_and_given_back(tmp_path: Path, monkeypatch: pytest.
             (tmp_path / "disk" / "more").write_bytes(bytes(8192))
         assert struck.is_over()
         (tmp_path / "disk" / "more").write_bytes(bytes(8192))
+
+
+class Struck:
+    """What a strike met, that is over."""
+
+    def __init__(self, *met: str):
+        self.met = frozenset(met)
+
+    def is_over(self) -> bool:
+        return True
+
+
+class Answering:
+    """A run that says what it is told to."""
+
+    def __init__(self, **progress: float):
+        self.progress = {name.replace("_", "-"): count for name, count in progress.items()}
+        self.updates = 7
+
+    def counters(self) -> dict[str, int]:
+        return {"decisions": 100, "updates_made": self.updates}
+
+    def progress_of(self, names: list[str]) -> dict[str, float]:
+        return {name: self.progress[name] for name in names if name in self.progress}
+
+
+def watch(run: Answering, *met: str) -> Any:
+    return chaos._Watch(cast(Run, run), chaos.Fault(0.0, "kill", 0.0), Struck(*met))
+
+
+def test_a_worker_is_back_when_it_has_played_whatever_its_count_was():
+    run = Answering(rollout_0=50)
+    watched = watch(run, "rollout-0")
+    assert watched.look() is None
+    assert watched.look() is None, "it has played nothing more"
+    for count in (0, 3):  # restarted once more
+        run.progress["rollout-0"] = count
+        assert (watched.look() is not None) == (count > 0)
+
+
+def test_a_service_is_back_when_the_workers_know_it_and_a_controller_when_it_answers():
+    run = Answering()
+    service, controller = watch(run, "inference-0"), watch(run, "controller")
+    assert service.look() is service.look() is None
+    run.progress["inference-0"] = 0
+    assert service.look() is None and service.look() is not None
+    assert controller.look() is None and controller.look() is not None
+
+
+def test_a_node_is_back_when_all_that_was_on_it_is():
+    run = Answering(rollout_0=0)
+    watched = watch(run, "rank-0", "rollout-0")
+    assert watched.look() is None
+    run.progress["rollout-0"] = 5
+    assert watched.look() is None, "no update was made"
+    run.updates += 1
+    outcome = watched.look()
+    assert outcome.is_of_trainer and outcome.role == "rank-0, rollout-0"
 
 
 @pytest.mark.slow
