@@ -22,7 +22,7 @@ from accerl.runtime.actors.role import Role, Wiring
 from accerl.runtime.readings import REPORT
 from accerl_wm.runtime.models import FOLLOW_S, Follower, Name, load_model
 from accerl_wm.services import Seen, Sight, judge, predict
-from accerl_wm.world import Question
+from accerl_wm.world import Dtype, Question
 
 RETRY_AFTER_S = 0.5
 Request = TypeVar("Request")
@@ -40,7 +40,8 @@ class ServiceActor(Role):
         section = config.imagination
         torch.set_num_threads(section.num_threads)
         self._index = index
-        self._device, self._dtype = section.device, section.dtype
+        self._device = section.device
+        self._dtype: Dtype = section.dtype
         self._model = load_model(config, self.model_name)
         self._follower = Follower(self._controller, {self.model_name: self._model})
         window = Window(batch_size=section.service_batch, max_wait_s=section.service_wait_s)

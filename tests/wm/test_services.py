@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -105,7 +105,7 @@ def test_services_keep_the_promises_of_the_models_behind_them():
 
 def test_in_bfloat16_the_shipped_models_say_nearly_the_same_and_all_arrangements_agree():
     exact, rounded = store.load(Path("quickstart")), store.load(Path("quickstart"), dtype="bfloat16")
-    scene = exact.observation.config
+    scene = cast(Any, exact.observation).config
     generator = np.random.default_rng(0)
     size, history = scene.image_size, exact.history
     asked = [
