@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from accerl.files import sync
+from accerl.files import discard, sync
 from accerl.replay import snapshot
 from accerl.replay.order import Entry
 from accerl.replay.snapshot import Content, Record
@@ -139,17 +139,14 @@ class Snapshots:
 def clean(folder: Path, keeps_snapshots: bool) -> None:
     """Remove what the shards of a run that has ended left below `folder`."""
     for shard in folder.glob("shard-*"):
-        _remove(shard / "segments")
+        _discard(shard / "segments")
         if not (keeps_snapshots and any(shard.glob("snapshot-*"))):
-            _remove(shard)
+            _discard(shard)
     if folder.exists() and not any(folder.iterdir()):
         folder.rmdir()
 
 
-def _remove(folder: Path) -> None:
+def _discard(folder: Path) -> None:
     """Also where a process that is being ended still adds files: it does not find the folder by another name."""
-    gone = folder.with_name(f".{folder.name}")
-    shutil.rmtree(gone, ignore_errors=True)  # of a process that ended here
     with suppress(FileNotFoundError):
-        folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+        discard(folder)

@@ -16,6 +16,9 @@ from accerl.replay.spill import SegmentFiles
 from accerl.replay.success import Balanced
 from accerl.types import Trajectory
 
+FEW = 64
+"""Keys that are not worth looking through."""
+
 
 class Stock:
     """Every method costs O(log n) of n segments, and most O(1).
@@ -77,7 +80,7 @@ class Stock:
         self._leave(entry)
         entry.uses += 1
         if entry.uses == 1:
-            heapq.heappush(self._used, entry.key)
+            self._note_used(entry)
         if entry.uses < self._max_reuse:
             self._enter(entry)
         else:
@@ -107,11 +110,18 @@ class Stock:
         if self._ages is not None:
             self._ages.newest = max(self._ages.newest, newest_version)
 
+    def _note_used(self, entry: Entry) -> None:
+        heapq.heappush(self._used, entry.key)
+        if (
+            len(self._used) > 2 * len(self._entries) + FEW
+        ):  # most have left, and a shard that is never full asks for none
+            self._used = [key for key, each in self._entries.items() if each.uses]  # by key, which is a heap
+
     def _hold(self, entry: Entry) -> None:
         entry.is_held = True
         self._entries[entry.key] = entry
         if entry.uses:
-            heapq.heappush(self._used, entry.key)
+            self._note_used(entry)
         if self._ages is not None:
             self._ages.add(entry)
 

@@ -279,3 +279,12 @@ def test_workers_wait_while_too_much_is_unused_and_go_on_when_some_of_it_was_use
     assert replay.unused_decisions == 12 and replay.discarded_decisions == 0
     replay.sample(4)
     assert replay.unused_decisions == 8 and replay.push(named(4, 3)) and not replay.push(named(4, 4))
+
+
+def test_a_shard_that_is_never_full_does_not_grow_with_what_went_through_it():
+    replay = small(max_reuse=1)
+    for origin in range(1000):
+        assert replay.push(named(3, origin))
+        assert replay.sample(3)
+        replay.confirm(0)
+    assert replay.num_decisions == 0 and len(replay._stock._used) < 100
