@@ -4,7 +4,8 @@
 
 Two workers, two services and two ranks of the trainer, on a Ray cluster of two nodes (both this machine). A quiet
 stretch, one with faults, a quiet one; then nothing is in flight any more and the episodes are counted. Last, the run is
-resumed by new processes, for the throughput that the policy which it has by then gives without any faults. The disk is
+resumed by new processes, for the throughput of the policy that it has by then, without any faults: one that succeeds
+sooner begins more episodes, and that takes time too. The disk is
 filled up only where the run's folder can be a small file system of its own (tmpfs, as root); logs and incidents stay in
 runs/chaos-kept. Prints a table by kind of fault and, last, one line of JSON; appends to results/chaos.csv.
 """
@@ -31,6 +32,8 @@ from benchmarks.results_file import append, print_json, show
 
 QUIET_SHARE = 0.125
 """Of the time, before and after the faults."""
+WARM_UPDATES = 3
+"""After which a resumed run is measured."""
 BATCH_DECISIONS = 512
 """The recipe's; each rank gets its part."""
 CAPACITY_DECISIONS = 16384
@@ -62,8 +65,11 @@ def main() -> int:
             row, outcomes = tried(run, cluster.add, 60 * arguments.minutes, arguments.every_s, arguments.seed)
             if not row["runs_ended"]:
                 run.stop()
+                made = run.status()["updates"]
                 run = launch(config, resume=True)
-                row["throughput_after_over_resumed"] = row["throughput_after"] / untouched(run, 60 * arguments.minutes)
+                wait_for_updates(run, made + WARM_UPDATES)
+                resumed = throughput(run, 60 * arguments.minutes * QUIET_SHARE)
+                row["throughput_after_over_resumed"] = row["throughput_after"] / resumed
         finally:
             run.stop()
             keep(run.folder, arguments.root.with_name(f"{arguments.root.name}-kept"))
@@ -147,16 +153,6 @@ def tried(
         "reason": ended,
     }
     return row, outcomes
-
-
-def untouched(run: Run, seconds: float) -> float:
-    """Throughput of new processes with the policy that there is now: one that succeeds sooner begins more episodes, and
-    that takes time too.
-    """
-    updates = run.status().get("updates", 0)
-    while run.status().get("updates", 0) < updates + 3:
-        time.sleep(0.5)
-    return throughput(run, QUIET_SHARE * seconds)
 
 
 def lost(run: Run) -> int:

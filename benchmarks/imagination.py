@@ -107,10 +107,8 @@ class Together:
 
     def __init__(self, options: argparse.Namespace, number: int, slots: int, processes: int):
         torch.set_num_threads(max(1, options.threads // processes))
-        world, settings = (
-            store.load(options.world_model, dtype=options.dtype),
-            ImaginationConfig(slots=slots, horizon=options.horizon),
-        )
+        world = store.load(options.world_model, dtype=options.dtype)
+        settings = ImaginationConfig(slots=slots, horizon=options.horizon)
         spec = spec_of(options.world_model)
         moments = starts(spec, options.seed)
         self._imagination = Imagination(world, moments, spec, settings, 0.97, options.seed + number)
@@ -133,7 +131,8 @@ def remote(kind: Any) -> Any:
 
 def rpc_per_s(workers: int, options: argparse.Namespace) -> float:
     """Three servers and so many workers, each a process."""
-    servers = [remote(kind).remote(options.world_model, options.dtype) for kind in (Policy, Watching, Judging)]
+    models = [remote(kind).remote(options.world_model, options.dtype) for kind in (Watching, Judging)]
+    servers = [remote(Policy).remote(options.world_model), *models]
     imagining = [remote(Worker).remote(options, number, servers) for number in range(workers)]
     ray.get([worker.imagine.remote(1.0) for worker in imagining])  # warm
     began = time.perf_counter()
@@ -147,7 +146,7 @@ def rpc_per_s(workers: int, options: argparse.Namespace) -> float:
 class Policy:
     """Answers one request at a time."""
 
-    def __init__(self, world_model: Path, dtype: Dtype):
+    def __init__(self, world_model: Path):
         torch.set_num_threads(1)
         self._server = new_server(spec_of(world_model))
 

@@ -39,13 +39,13 @@ def config_of(arguments: argparse.Namespace, **fields: Any) -> RunConfig:
     return RunConfig(**merge(read_file(find_file("quickstart")), {**own, **fields, **given}))
 
 
-def wait_for_updates(run: Run) -> None:
-    """Until it trains.
+def wait_for_updates(run: Run, number: int = 1) -> None:
+    """Until it has made so many.
 
     Raises:
         RuntimeError: it has ended before.
     """
-    while (status := run.status()).get("updates", 0) < 1:
+    while (status := run.status()).get("updates", 0) < number:
         if status["state"] not in ("starting", "running"):
             raise RuntimeError(f"the run is {status['state']}: {status['reason']}")
         time.sleep(0.5)
